@@ -1,0 +1,1 @@
+"""Typed configuration: schema, loading with precedence, and where each value came from."""

@@ -1,0 +1,1 @@
+"""Ternary kernels for 1.58-bit models; usable without the rest of Agent Forge."""

@@ -1,0 +1,1 @@
+"""The Textual console of Agent Forge: reads run directories, never imports torch."""
