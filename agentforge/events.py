@@ -1,9 +1,9 @@
 """Every event a run can emit: the contract between the engine and everything that watches it.
 
 Events are frozen dataclasses. On disk an event is one JSON object a line,
-``{"v": 1, "seq": 12, "t": 1763990000.1, "kind": "step_done", ...fields}``; `encode` and `decode` are
-the only codec. Every number in an event was measured in that run. Fields named ``*_s`` are seconds of
-wall clock and the only ones that differ between two runs of one seed.
+``{"v": 1, "seq": 12, "t": 1763990000.1, "kind": "step_done", ...fields}``; `encode` and
+`decode` are the only codec. Every number in an event was measured in that run. Fields named
+``*_s`` are seconds of wall clock and the only ones that differ between two runs of one seed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 PhaseName = Literal["cognate", "evomerge", "quietstar", "bitnet"]
 PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar", "bitnet")
@@ -25,7 +25,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Mix = dict[str, Annotated[float, Field(ge=0.0)]]
 """Shares by skill (built-in world) or category (records); renormalised over what is present."""
 
-TUNABLE = {"tunable": True}
+TUNABLE: dict[str, JsonValue] = {"tunable": True}
 
 
 class Section(BaseModel):
@@ -35,7 +35,7 @@ class Section(BaseModel):
 
 
 class MemoryConfig(Section):
-    """Titans memory: a linear map updated at test time (arXiv 2501.00663), in some prelude blocks."""
+    """Titans memory (arXiv 2501.00663): a linear map updated at test time, in some blocks."""
 
     layers: tuple[int, ...] = Field((), description="Prelude blocks that hold a memory (0-based).")
     width: int = Field(64, ge=8, le=1024, description="Width of keys, queries and values.")

@@ -1,0 +1,1 @@
+"""Text in, batches out: the task world, the 16 datasets, splits, tokenizers, curriculum."""
