@@ -132,6 +132,9 @@ class DataConfig(Section):
     max_records: int = Field(
         0, ge=0, description="Cap per dataset on top of the registry's own; 0: none."
     )
+    train_on_prompts: bool = Field(
+        False, description="Whether prompt tokens carry loss too; text always does."
+    )
     eval_records: int = Field(
         200, ge=8, description="Held-out records per dataset and split that are measured."
     )
@@ -222,7 +225,7 @@ class BaseModelConfig(Section):
     write_budget: float = Field(1.0, gt=0, le=1.0, description="Largest memory write of one token.")
 
 
-AblationName = Literal["memory_off", "one_step", "halting_off", "grokfast_off", "window_recall"]
+AblationName = Literal["memory_off", "one_step", "halting_off", "grokfast_off"]
 
 
 class CognateConfig(Section):

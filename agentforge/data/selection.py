@@ -1,0 +1,54 @@
+"""Which rows a cap keeps, and which split each example belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from agentforge.data.example import Example
+from agentforge.data.splits import Split, normalise, split_of
+
+_HELD_OUT: tuple[Split, ...] = ("search", "rescore", "report")
+
+
+def chosen_rows(name: str, total: int, limit: int) -> list[int]:
+    """Row numbers a cap keeps: the ``limit`` smallest by hash of name and number, in row order.
+
+    A hash rather than the head, because many sets are sorted (HellaSwag by source, ARC by exam);
+    the same rows are kept on every machine, and a larger cap keeps a superset.
+
+    Args:
+        name: What tells sets apart, such as ``gsm8k/train``.
+        total: Rows there are.
+        limit: Rows to keep at most.
+    """
+    if total <= limit:
+        return list(range(total))
+    order = sorted(range(total), key=lambda row: _digest(f"{name}:{row}"))
+    return sorted(order[:limit])
+
+
+def key_of(example: Example) -> str:
+    """What makes two examples the same for leak checks: the normalised prompt, or text."""
+    return normalise(example.prompt or example.answer)
+
+
+def held_out_split_of(example: Example) -> Split:
+    """The split of an example out of a file that must not be trained on: never ``train``.
+
+    It is `split_of` where that is held out already, else one of the three by a second hash, so
+    that equal prompts share a split here too.
+    """
+    split = split_of(example)
+    if split != "train":
+        return split
+    return _HELD_OUT[_digest("held out:" + key_of(example)) % len(_HELD_OUT)]
+
+
+def splitter(*, held_out: bool) -> Callable[[Example], Split]:
+    """The split rule of a file: `held_out_split_of` or `split_of`."""
+    return held_out_split_of if held_out else split_of
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

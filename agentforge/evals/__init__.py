@@ -1,0 +1,1 @@
+"""Measurements on held-out data: loss, exact match, choice tasks, baselines, statistics."""

@@ -1,0 +1,1 @@
+"""The Cognate language model: Titans-MAG memory x TRM recursion x ACT halting."""

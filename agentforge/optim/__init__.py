@@ -1,0 +1,1 @@
+"""Optimisation: Muon x Grokfast beside AdamW, one schedule, QK-clip, loss scaling."""

@@ -1,0 +1,350 @@
+"""Phase 1 from nothing to three trained, mergeable specialists, read from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from agentforge.data.prepare import Prepared, prepare
+from agentforge.errors import RunAborted, RunSuspended
+from agentforge.events import AlertAction, EvalDone, LogLine, StageEnded, StageStarted
+from agentforge.interventions import decide, intervention
+from agentforge.model.count import count_model
+from agentforge.model.language_model import CognateLM
+from agentforge.phases.cognate.artifacts import Trained, forget, load_trained, save_trained
+from agentforge.phases.cognate.diversity import diversity
+from agentforge.phases.cognate.measure import Measured, measure_model
+from agentforge.phases.cognate.results import Results, phase_report, skills_of
+from agentforge.phases.cognate.stages import (
+    BASE,
+    Stage,
+    ablation_stage,
+    base_stage,
+    specialist_stages,
+)
+from agentforge.phases.cognate.tasks import TaskResults, measure_tasks
+from agentforge.phases.cognate.train import PHASE, Bench, restore, save_checkpoint, train
+from agentforge.phases.cognate.training import Training, load_weights, start_training
+from agentforge.report import PhaseReport
+from agentforge.resources import TrainingResources
+from agentforge.run.checkpoint import CheckpointStore
+from agentforge.run.context import RunContext
+from agentforge.run.manifest import Resolved
+from agentforge.run.storage import directory_bytes
+
+FINISHED_EARLY = "cognate.finished_early"
+APART = "cognate.trained_apart"
+
+TRAIN_APART = AlertAction(
+    key="train_apart",
+    label="Train the specialists again, further apart",
+    consequence="own shares and halting priors are moved apart; the three trainings run again",
+)
+
+
+def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseReport:
+    """Train, measure, report.
+
+    Raises:
+        RunSuspended, RunAborted: They were asked for.
+        AgentForgeError: Data, disk or training that cannot go on.
+    """
+    config = context.config
+    data = prepare(config)
+    _tell_data(context, data)
+    data.tokenizer.save(context.layout.artifacts / "tokenizer")
+    torch.manual_seed(config.seed)
+    model = CognateLM(config.model, data.tokenizer.vocab_size)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.to(torch.device(resources.device.value))
+    bench = _bench(context, data, resources)
+
+    trunk = base_stage(config)
+    base = _trained(bench, trunk, model, fresh, "")
+    models, measured = _specialists(bench, model, trunk, base)
+    if _too_alike(bench, measured):
+        forget(context, [name for name in models if name != BASE])
+        context.manifest.resolved[APART] = Resolved(value=True, reason="diversity was too low")
+        context.save_manifest()
+        models, measured = _specialists(bench, model, trunk, base)
+
+    ablations: dict[str, Measured] = {}
+    for name in config.cognate.ablations:
+        if bench.finishing:
+            break
+        stage = ablation_stage(config, name, base.steps)
+        load_weights(model, _trained(bench, stage, model, fresh, "").weights, name)
+        ablations[name] = _measure(bench, model, stage.model, stage, skills_of(data))
+
+    equal, tasks = {}, {}
+    for name, trained in models.items():
+        load_weights(model, trained.weights, name)
+        if name != BASE and skills_of(data):
+            equal[name] = _measure(bench, model, name, trunk, skills_of(data), stage="equal")
+        if data.inventory is not None and config.cognate.task_items:
+            tasks[name] = _tasks(bench, model, name, trained)
+    if config.storage.policy == "minimal":
+        forget(context, list(ablations))
+    report = phase_report(
+        Results(
+            config=config,
+            data=data,
+            models=models,
+            measured=measured,
+            equal=equal,
+            ablations=ablations,
+            tasks=tasks,
+            count=count_model(model),
+            search_fitness=_search_fitness(bench, model, base, trunk),
+            hours=_hours(context),
+            disk_bytes=directory_bytes(context.layout.root),
+            notes=_notes(context),
+        )
+    )
+    return report
+
+
+def _bench(context: RunContext, data: Prepared, resources: TrainingResources) -> Bench:
+    """The workbench of all trainings of the phase."""
+    config = context.config
+    trunk = base_stage(config)
+    planned = trunk.steps * (1 + len(config.cognate.ablations))
+    planned += sum(stage.steps for stage in specialist_stages(config))
+    bench = Bench(
+        context=context,
+        data=data,
+        resources=resources,
+        store=CheckpointStore(context.layout.checkpoints, config.storage.keep_last),
+        progress=(0, planned),
+        fitness=lambda training: _validate(bench, training),
+        finishing=FINISHED_EARLY in context.manifest.resolved,
+    )
+    return bench
+
+
+def _specialists(
+    bench: Bench, model: CognateLM, trunk: Stage, base: Trained
+) -> tuple[dict[str, Trained], dict[str, Measured]]:
+    """Train (or read back) the three branches and measure them and the base."""
+    stages = specialist_stages(bench.context.config, APART in bench.context.manifest.resolved)
+    models = {BASE: base}
+    for stage in stages:
+        models[stage.model] = _trained(bench, stage, model, base.weights, base.sha256)
+    measured = {}
+    for stage in (trunk, *stages):
+        load_weights(model, models[stage.model].weights, stage.model)
+        measured[stage.model] = _measure(bench, model, stage.model, stage, timed=True)
+    return models, measured
+
+
+def _trained(
+    bench: Bench, stage: Stage, model: CognateLM, start: Mapping[str, Tensor], base_sha256: str
+) -> Trained:
+    """The stage's model: read back when it is finished, else trained from where it was left."""
+    context, cognate = bench.context, bench.context.config.cognate
+    trained = load_trained(context, stage)
+    if trained is None:
+        load_weights(model, start, stage.parent or "fresh weights")
+        windows = (cognate.divergence_window, cognate.plateau_window)
+        training = start_training(stage, model, bench.data, bench.resources, windows)
+        if not restore(bench, training):
+            save_checkpoint(bench, training)
+        train(bench, training)
+        _finish(bench, training)
+        save_trained(context, training, bench.data.tokenizer, base_sha256)
+        trained = load_trained(context, stage)
+        assert trained is not None
+    bench.progress = (bench.progress[0] + trained.steps, bench.progress[1])
+    return trained
+
+
+def _finish(bench: Bench, training: Training) -> None:
+    """The end of a training: its checkpoint, its fitness, the best one so far."""
+    context = bench.context
+    info = save_checkpoint(bench, training)
+    fitness = _validate(bench, training)
+    if fitness >= bench.best_fitness:
+        bench.best_fitness = fitness
+        bench.store.mark_best(info)
+    if bench.finishing and FINISHED_EARLY not in context.manifest.resolved:
+        reason = f"asked for at step {training.step} of {training.stage.model}"
+        context.manifest.resolved[FINISHED_EARLY] = Resolved(value=True, reason=reason)
+
+
+def _validate(bench: Bench, training: Training) -> float:
+    """Measure a model in training on the search split; returns its fitness.
+
+    Fitness is the mean exact match over the world's skills; real records, whose exact match is
+    near 0 at this size, count exp(-loss) instead.
+    """
+    stage = training.stage
+    found = measure_model(
+        stage.model,
+        training.model,
+        stage.behaviour,
+        bench.data,
+        "search",
+        bench.context.config.cognate.eval_batch,
+        lambda: _between(bench),
+        timed=False,
+    )
+    loss, tokens = found.loss(list(found.results))
+    skills = skills_of(bench.data)
+    fitness = found.accuracy(skills) if skills else float(torch.tensor(-loss).exp())
+    figures = {"val/loss": loss, "val/perplexity": float(torch.tensor(loss).exp())}
+    for name, value in figures.items():
+        _tell(bench, stage.model, name, value, tokens, "search")
+    items = sum(len(found.results[s].correct) for s in skills) if skills else tokens
+    _tell(bench, stage.model, "val/fitness", fitness, items, "search")
+    return fitness
+
+
+def _measure(
+    bench: Bench,
+    model: CognateLM,
+    name: str,
+    run_as: Stage,
+    only: list[str] | None = None,
+    stage: str = "measure",
+    timed: bool = False,
+) -> Measured:
+    """Measure the loaded weights on the report split, run as a stage says."""
+    started = time.perf_counter()
+    bench.context.emit(StageStarted(phase=PHASE, stage=stage, model=name, steps=0))
+    measured = measure_model(
+        name,
+        model,
+        run_as.behaviour,
+        bench.data,
+        "report",
+        bench.context.config.cognate.eval_batch,
+        lambda: _between(bench),
+        only,
+        timed,
+    )
+    wall_s = time.perf_counter() - started
+    bench.context.emit(StageEnded(phase=PHASE, stage=stage, model=name, steps=0, wall_s=wall_s))
+    return measured
+
+
+def _tasks(bench: Bench, model: CognateLM, name: str, trained: Trained) -> TaskResults:
+    """Benchmarks of real records."""
+    started = time.perf_counter()
+    bench.context.emit(StageStarted(phase=PHASE, stage="tasks", model=name, steps=0))
+    items = bench.context.config.cognate.task_items
+    results = measure_tasks(
+        model, trained.behaviour, bench.data, items, lambda: _between(bench)
+    )
+    wall_s = time.perf_counter() - started
+    bench.context.emit(StageEnded(phase=PHASE, stage="tasks", model=name, steps=0, wall_s=wall_s))
+    return results
+
+
+def _search_fitness(
+    bench: Bench, model: CognateLM, base: Trained, trunk: Stage
+) -> tuple[float, int] | None:
+    """Fitness of the base on the search split and its items; None without skills."""
+    skills = skills_of(bench.data)
+    if not skills:
+        return None
+    load_weights(model, base.weights, BASE)
+    found = measure_model(
+        BASE,
+        model,
+        trunk.behaviour,
+        bench.data,
+        "search",
+        bench.context.config.cognate.eval_batch,
+        lambda: _between(bench),
+        skills,
+        timed=False,
+    )
+    return found.accuracy(skills), sum(len(found.results[s].correct) for s in skills)
+
+
+def _too_alike(bench: Bench, measured: Mapping[str, Measured]) -> bool:
+    """Whether the specialists are to be trained again, further apart; asked once."""
+    context = bench.context
+    limit = context.config.gates.diversity
+    spread = diversity({n: m.profile for n, m in measured.items() if n != BASE})
+    declared = "cognate.diversity" in context.config.gates.not_in_run
+    if spread.score > limit or declared or bench.finishing:
+        return False
+    if APART in context.manifest.resolved:
+        return False
+    alert = intervention(
+        alert_id="cognate-low-diversity",
+        code="low_diversity",
+        title="The three specialists are too alike",
+        detail=f"score {spread.score:.3f}, wanted above {limit}: halting "
+        f"{spread.halting_steps:.3f}, memory {spread.memory_usage:.3f}, "
+        f"block evaluations {spread.block_evaluations:.3f}",
+        cause="data mixes, halting priors or write budgets lie too close together",
+        actions=(TRAIN_APART,),
+        recommended="train_apart",
+    )
+    chosen = decide(alert, context)
+    if chosen == "stop":
+        raise RunSuspended("the specialists are too alike; change their mixes, then resume")
+    return chosen == "train_apart"
+
+
+def _between(bench: Bench) -> None:
+    """Commands while measuring; nothing is lost, as all weights are on disk."""
+    control = bench.context.control
+    while True:
+        asked = control.poll(0)
+        if asked.abort:
+            raise RunAborted("aborted while measuring")
+        if asked.suspend:
+            raise RunSuspended("suspended while measuring; all models are saved")
+        if asked.checkpoint:
+            control.done(asked, "checkpoint", message="measuring: all models are saved already")
+        if asked.finish:
+            control.done(asked, "finish", message="measuring: no steps are left in this stage")
+            bench.finishing = True
+        if not asked.paused:
+            return
+
+
+def _tell(bench: Bench, model: str, name: str, value: float, n: int, split: str) -> None:
+    bench.context.emit(
+        EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split=split)
+    )
+
+
+def _tell_data(context: RunContext, data: Prepared) -> None:
+    """State what is trained on, and what is not there."""
+    lines = [
+        f"{name}: {len(corpus):,} training items, {corpus.target_count:,} target tokens"
+        + (f", {corpus.cut} cut" if corpus.cut else "")
+        for name, corpus in data.train.items()
+    ]
+    for line in lines:
+        context.emit(LogLine(level="info", source="data", text=line))
+    if data.inventory is not None:
+        for missing in data.inventory.missing:
+            text = f"{missing.entry.name} is not trained on: {missing.reason}"
+            context.emit(LogLine(level="warning", source="data", text=text))
+
+
+def _hours(context: RunContext) -> float:
+    """Clock hours of this phase over all resumes."""
+    record = context.manifest.phases[PHASE]
+    return (record.wall_s + max(0.0, time.time() - record.started)) / 3600
+
+
+def _notes(context: RunContext) -> tuple[str, ...]:
+    """What happened that a reader of the report must know."""
+    resolved = context.manifest.resolved
+    notes = []
+    if FINISHED_EARLY in resolved:
+        notes.append(f"Ended early: {resolved[FINISHED_EARLY].reason}.")
+    if APART in resolved:
+        notes.append("The specialists were trained a second time, further apart (low diversity).")
+    return tuple(notes)
+
+

@@ -1,0 +1,377 @@
+"""The training loop of Phase 1: batch, loss, backward, step, emit, poll."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agentforge.data.curriculum import stage_at
+from agentforge.data.prepare import Prepared
+from agentforge.errors import RunAborted, RunSuspended, TrainingError
+from agentforge.events import (
+    Alert,
+    AlertAction,
+    CurriculumStage,
+    LogLine,
+    Progress,
+    StageEnded,
+    StageStarted,
+    StepDone,
+)
+from agentforge.interventions import decide, intervention
+from agentforge.phases.cognate.training import StepResult, Training, take_step
+from agentforge.resources import TrainingResources, next_micro_batch_after_oom
+from agentforge.run.checkpoint import CheckpointInfo, CheckpointStore
+from agentforge.run.context import RunContext
+from agentforge.run.storage import look_at_disk
+
+PHASE = "cognate"
+MOST_ROLLBACKS = 3
+"""Returns to a checkpoint with half the learning rate before a training is given up."""
+
+ROLL_BACK = AlertAction(
+    key="roll_back",
+    label="Back to the last checkpoint with half the learning rate",
+    consequence="the steps since that checkpoint are taken again",
+)
+HALVE_LR = AlertAction(
+    key="halve_lr", label="Halve the learning rate", consequence="training goes on in smaller steps"
+)
+SMALLER = AlertAction(
+    key="smaller_batch",
+    label="Halve the micro-batch and accumulate more",
+    consequence="the same gradient in more, smaller passes; the step is taken again",
+)
+
+
+@dataclass(slots=True)
+class Bench:
+    """What every training of the phase works with.
+
+    Attributes:
+        context: The run.
+        data: Corpora and tokenizer.
+        resources: Device, precision, memory-saving means.
+        store: Checkpoints.
+        progress: Steps done before the running stage, and of the whole phase.
+        fitness: Search fitness of the model in training; decides on extensions.
+        finishing: A user asked to end the phase: no more steps are taken.
+        best_fitness: Of the checkpoint marked as best.
+    """
+
+    context: RunContext
+    data: Prepared
+    resources: TrainingResources
+    store: CheckpointStore
+    progress: tuple[int, int]
+    fitness: Callable[[Training], float]
+    finishing: bool = False
+    best_fitness: float = -1.0
+
+
+def train(bench: Bench, training: Training) -> None:
+    """Train a stage to its end, from wherever it is.
+
+    Raises:
+        RunSuspended: It was asked for, or the disk is full; a checkpoint was written.
+        RunAborted: It was asked for.
+        TrainingError: The loss is not finite or diverges after every remedy.
+    """
+    emit, stage = bench.context.emit, training.stage
+    started, first = time.perf_counter(), training.step
+    emit(StageStarted(phase=PHASE, stage="train", model=stage.model, steps=training.total_steps))
+    while not bench.finishing:
+        while training.step < training.total_steps and not bench.finishing:
+            _one_step(bench, training, started, first)
+            _listen(bench, training)
+        if bench.finishing or not _extend(bench, training):
+            break
+    wall_s = time.perf_counter() - started
+    emit(
+        StageEnded(
+            phase=PHASE, stage="train", model=stage.model, steps=training.step, wall_s=wall_s
+        )
+    )
+
+
+def _one_step(bench: Bench, training: Training, started: float, first: int) -> None:
+    """Draw a batch, take the step (again after a remedy), tell of it."""
+    config, stage, data = bench.context.config, training.stage, bench.data
+    training.optimizer.lr_scale = config.cognate.optim.lr_scale * 0.5**training.rollbacks
+    level = stage_at(training.step, stage.steps, config.data.curriculum) if stage.curriculum else 3
+    weights = data.weights(stage.mix, level)
+    if level != training.curriculum:
+        training.curriculum = level
+        training.watch.reset()
+        bench.context.emit(
+            CurriculumStage(
+                phase=PHASE, model=stage.model, stage=level, step=training.step, mix=weights
+            )
+        )
+    items = training.sampler.draw(weights, config.cognate.batch_size)
+    result = _with_less_memory(bench, training, items)
+    training.step += 1
+    if result.stats.skip_reason == "non_finite" or not math.isfinite(result.loss):
+        _roll_back(bench, training, "nan", "The loss is not a number", f"loss {result.loss}")
+        return
+    training.watch.add(result.loss)
+    if training.step % config.logging.step_interval == 0 or training.step == training.total_steps:
+        bench.context.emit(_step_event(training, result))
+        done, total = bench.progress
+        spent = time.perf_counter() - started
+        rate = (training.step - first) / spent
+        bench.context.emit(
+            Progress(
+                phase=PHASE,
+                done=done + training.step,
+                total=total,
+                unit="steps",
+                eta_s=(total - done - training.step) / rate if training.step - first > 10 else -1.0,
+            )
+        )
+    if training.watch.diverging():
+        slope = training.watch.slope()
+        detail = f"the loss rises by {slope:.4f} a step over {training.watch.divergence_window}"
+        _roll_back(bench, training, "divergence", "The loss diverges", detail)
+    elif training.watch.stalled():
+        _stalled(bench, training)
+
+
+def _with_less_memory(
+    bench: Bench, training: Training, items: list[tuple[str, int]]
+) -> StepResult:
+    """Take the step; when memory runs out, halve the micro-batch and take it again."""
+    while True:
+        try:
+            return take_step(training, bench.data, items, bench.resources)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            training.optimizer.zero_grad()
+            longest = bench.context.config.data.sequence_length
+            smaller = next_micro_batch_after_oom(training.micro_batch_tokens, longest)
+            alert = intervention(
+                alert_id=f"{training.stage.model}-oom-{training.step}-{training.micro_batch_tokens}",
+                code="out_of_memory",
+                title="Memory ran out in a training step",
+                detail=f"micro-batch of {training.micro_batch_tokens} tokens; next try: "
+                f"{smaller or 'none, it is one sequence already'}",
+                cause=str(error).splitlines()[0],
+                actions=(SMALLER,),
+                recommended="smaller_batch" if smaller else "stop",
+                level="error",
+            )
+            chosen = decide(alert, bench.context)
+            if chosen == "stop" or smaller is None:
+                _suspend(bench, training, "memory ran out")
+            training.micro_batch_tokens = smaller or training.micro_batch_tokens
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA's and the CPU allocator's ways of saying it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _step_event(training: Training, result: StepResult) -> StepDone:
+    """The event of one step; `extra` is keyed by W&B names."""
+    mean, most, least, variance = result.halting
+    extra = {
+        "act/avg_halting_steps": mean,
+        "act/max_halting_steps": most,
+        "act/min_halting_steps": least,
+        "act/halting_variance": variance,
+        "loss/last_step": result.last_loss,
+        "train/epoch": training.epochs(),
+        "optimizer/muon_lr": result.stats.lr,
+        "optimizer/adamw_lr": result.stats.adamw_lr,
+        "optimizer/grokfast_lambda": training.stage.optim.grokfast_lambda,
+        "optim/qk_clip_count": float(result.clipped_heads),
+    }
+    if result.stats.grokfast is not None:
+        extra["optimizer/slow_gradients_filtered"] = float(result.stats.grokfast.filtered)
+        extra["optim/slow_gradient_ratio"] = result.stats.grokfast.ratio
+    if math.isfinite(result.writes):
+        budget = training.stage.train_behaviour.write_budget
+        layers = len(training.model.config.memory.layers)
+        extra["ltm/memory_usage"] = result.writes / budget
+        extra["ltm/write_operations"] = float(result.tokens * layers)
+        extra["ltm/read_operations"] = float(result.tokens * layers)
+        extra["ltm/avg_surprise_score"] = result.surprise
+        extra["gate/m_usage"] = result.gate
+    return StepDone(
+        phase=PHASE,
+        model=training.stage.model,
+        step=training.step,
+        steps=training.total_steps,
+        loss=result.loss,
+        lr=result.stats.lr,
+        grad_norm=result.stats.grad_norm,
+        tokens=result.tokens,
+        tokens_per_s=result.tokens / result.wall_s,
+        extra=extra,
+    )
+
+
+def _listen(bench: Bench, training: Training) -> None:
+    """The step boundary: commands, checkpoints, disk."""
+    context, config = bench.context, bench.context.config
+    due = training.step % config.storage.checkpoint_interval == 0
+    while True:
+        asked = context.control.poll(training.step)
+        if asked.abort:
+            raise RunAborted(f"aborted at step {training.step} of {training.stage.model}")
+        if due or asked.checkpoint or asked.suspend:
+            save_checkpoint(bench, training)
+            context.control.done(asked, "checkpoint")
+            due = False
+        if asked.suspend:
+            raise RunSuspended(f"suspended at step {training.step} of {training.stage.model}")
+        if asked.finish:
+            bench.finishing = True
+            context.control.done(asked, "finish", message="no more steps are taken")
+        if not asked.paused:
+            break
+    if training.step % config.storage.disk_check_interval == 0:
+        _look_at_disk(bench, training)
+
+
+def save_checkpoint(bench: Bench, training: Training) -> CheckpointInfo:
+    """Write a complete checkpoint of the running stage."""
+    info = bench.store.save(
+        phase=PHASE,
+        stage=training.stage.model,
+        step=training.step,
+        groups=training.groups(),
+        state=training.state(),
+    )
+    bench.context.emit(info.event(bench.context.layout))
+    return info
+
+
+def restore(bench: Bench, training: Training) -> bool:
+    """Continue from the newest good checkpoint when it is of this stage."""
+    found = bench.store.newest_valid()
+    for skipped in found.skipped:
+        bench.context.emit(
+            LogLine(
+                level="warning",
+                source="checkpoint",
+                text=f"{skipped.path.name} is not used: {skipped.problem}",
+            )
+        )
+    info = found.info
+    if info is None or (info.phase, info.stage) != (PHASE, training.stage.model):
+        return False
+    loaded = bench.store.load(info)
+    training.load(loaded.groups, loaded.state)
+    return True
+
+
+def _extend(bench: Bench, training: Training) -> bool:
+    """Add steps while the search fitness is short of the target; False when the stage is done."""
+    stage = training.stage
+    used = (training.total_steps - stage.steps) // max(1, stage.extension_steps)
+    if not stage.target_fitness or used >= stage.max_extensions:
+        return False
+    fitness = bench.fitness(training)
+    if fitness >= stage.target_fitness:
+        return False
+    training.extend(stage.extension_steps)
+    done, total = bench.progress
+    bench.progress = (done, total + stage.extension_steps)
+    bench.context.emit(
+        Alert(
+            id=f"{stage.model}-extended-{training.step}",
+            level="info",
+            code="extended",
+            title=f"{stage.model} trains {stage.extension_steps} steps longer",
+            detail=f"search fitness {fitness:.3f} is below {stage.target_fitness}",
+        )
+    )
+    return True
+
+
+def _roll_back(bench: Bench, training: Training, code: str, title: str, detail: str) -> None:
+    """Ask, then return to the stage's last checkpoint with half the learning rate."""
+    stage = training.stage
+    if training.rollbacks >= MOST_ROLLBACKS:
+        raise TrainingError(
+            f"{stage.model}: {title.lower()} at step {training.step} ({detail}) after "
+            f"{MOST_ROLLBACKS} returns to a checkpoint with half the learning rate each",
+            remedy="lower cognate.optim.muon_lr and adamw_lr, or look at the data of this stage",
+        )
+    alert = intervention(
+        alert_id=f"{stage.model}-{code}-{training.step}-{training.rollbacks}",
+        code=code,
+        title=title,
+        detail=detail,
+        cause="usually a learning rate that is too high for this data",
+        actions=(ROLL_BACK, HALVE_LR),
+        recommended="roll_back",
+        level="error",
+    )
+    chosen = decide(alert, bench.context)
+    training.watch.reset()
+    rollbacks = training.rollbacks + 1
+    if chosen == "stop":
+        _suspend(bench, training, title)
+    elif chosen == "roll_back":
+        if not restore(bench, training):
+            raise TrainingError(
+                f"{stage.model}: {title.lower()} at step {training.step} ({detail}), and no "
+                "checkpoint of this stage is readable",
+                remedy="lower cognate.optim.muon_lr and adamw_lr and start a new run",
+            )
+    if chosen != "continue":
+        training.rollbacks = rollbacks
+
+
+def _stalled(bench: Bench, training: Training) -> None:
+    """A loss that stands still and high: offer to halve the learning rate."""
+    training.stalls += 1
+    variance = training.watch.variance()
+    alert = intervention(
+        alert_id=f"{training.stage.model}-plateau-{training.step}",
+        code="plateau",
+        title="The loss stands still",
+        detail=f"variance {variance:.6f} over {training.watch.plateau_window} steps",
+        cause="the learning rate is too high to settle, or the model has learned what it can",
+        actions=(HALVE_LR,),
+        recommended="halve_lr" if training.stalls <= MOST_ROLLBACKS else "continue",
+    )
+    chosen = decide(alert, bench.context)
+    training.watch.reset()
+    if chosen == "halve_lr":
+        training.rollbacks += 1
+    elif chosen == "stop":
+        _suspend(bench, training, "the loss stands still")
+
+
+def _look_at_disk(bench: Bench, training: Training) -> None:
+    """Prune old checkpoints when the disk gets full, suspend when it is."""
+    storage = bench.context.config.storage
+    verdict = look_at_disk(bench.context.layout.root, storage)
+    if verdict == "ok":
+        return
+    removed = bench.store.prune(1)
+    bench.context.emit(
+        Alert(
+            id=f"disk-{training.stage.model}-{training.step}",
+            level="warning",
+            code="disk",
+            title="The disk is getting full",
+            detail=f"less than {storage.prune_below_gb} GB free; {removed} checkpoints removed",
+        )
+    )
+    if look_at_disk(bench.context.layout.root, storage) == "suspend":
+        _suspend(bench, training, f"less than {storage.suspend_below_gb} GB of disk are free")
+
+
+def _suspend(bench: Bench, training: Training, reason: str) -> None:
+    save_checkpoint(bench, training)
+    raise RunSuspended(f"{reason} (step {training.step} of {training.stage.model})")

@@ -1,0 +1,1 @@
+"""One run on disk: directory, manifest, lock, control channel, checkpoints, worker, supervisor."""

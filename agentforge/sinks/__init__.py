@@ -1,0 +1,1 @@
+"""Where events go: the event log first, then everything that may fail."""

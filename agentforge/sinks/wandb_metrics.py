@@ -1,0 +1,217 @@
+"""The Weights & Biases names of Phase 1, declared once: meaning, source, and the mapping itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agentforge.config.schema import SPECIALTIES
+from agentforge.events import (
+    CurriculumStage,
+    EvalDone,
+    Event,
+    GateChecked,
+    Progress,
+    ResourceSample,
+    StepDone,
+)
+
+Value = float | dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One declared name.
+
+    Attributes:
+        name: Name in W&B. A name that ends in ``/*`` declares a family.
+        meaning: What it measures, with unit.
+        source: Event and field it comes from; ``extra`` and ``EvalDone`` carry the name itself.
+        optional: True when a complete run may lack it, for the reason in `meaning`.
+    """
+
+    name: str
+    meaning: str
+    source: str
+    optional: bool = False
+
+
+_EXTRA = "StepDone.extra"
+_EVAL = "EvalDone"
+_GPU = "only with a GPU"
+_EXTENDED = "beyond the documented list"
+
+PHASE1_METRICS: tuple[Metric, ...] = (
+    # Every logged step.
+    Metric("train/step", "optimiser steps taken; x axis of all others", "StepDone.step"),
+    Metric("train/epoch", "passes over the model's training items, with fraction", _EXTRA),
+    Metric("train/loss", "task loss, nats per target token", "StepDone.loss"),
+    Metric("train/perplexity", "exp(train/loss)", "StepDone.loss"),
+    Metric("train/learning_rate", "learning rate of the hidden matrices", "StepDone.lr"),
+    Metric("train/gradient_norm", "global gradient norm before clipping", "StepDone.grad_norm"),
+    Metric("optimizer/muon_lr", "Muon's learning rate after the schedule", "StepDone.lr"),
+    Metric("optimizer/grokfast_lambda", "share of the slow gradient added", _EXTRA),
+    Metric(
+        "optimizer/slow_gradients_filtered", "gradient tensors the Grokfast filter changed", _EXTRA
+    ),
+    Metric("act/avg_halting_steps", "mean recursion steps until halting", _EXTRA),
+    Metric("act/max_halting_steps", "most recursion steps of a token", _EXTRA),
+    Metric("act/min_halting_steps", "fewest recursion steps of a token", _EXTRA),
+    Metric("act/halting_variance", "variance of the recursion steps over tokens", _EXTRA),
+    Metric("ltm/memory_usage", "share of the memory's write budget used", _EXTRA),
+    Metric("ltm/write_operations", "memory writes of the step", _EXTRA),
+    Metric("ltm/read_operations", "memory reads of the step", _EXTRA),
+    Metric("ltm/avg_surprise_score", "mean norm of the memory's surprise gradient", _EXTRA),
+    Metric("system/tokens_per_second", "training tokens a second", "StepDone.tokens_per_s"),
+    Metric(
+        "system/gpu_memory_used_gb",
+        f"memory in use, 10^9 bytes; {_GPU}",
+        "ResourceSample.vram_used_bytes",
+        optional=True,
+    ),
+    Metric(
+        "system/gpu_memory_cached_gb",
+        f"memory the allocator holds, 10^9 bytes; {_GPU}",
+        _EXTRA,
+        optional=True,
+    ),
+    Metric(
+        "system/gpu_utilization", f"per cent; {_GPU}", "ResourceSample.gpu_percent", optional=True
+    ),
+    # Every validation.
+    Metric("val/loss", "held-out loss, nats per token", _EVAL),
+    Metric("val/perplexity", "held-out perplexity", _EVAL),
+    Metric("val/gsm8k_accuracy", "GSM8K exact match; only with the dataset", _EVAL, optional=True),
+    Metric("val/arc_easy_accuracy", "ARC-Easy; only with the dataset", _EVAL, optional=True),
+    Metric("val/piqa_accuracy", "PIQA; only with the dataset", _EVAL, optional=True),
+    Metric("curriculum/stage", "stage 1 to 3", "CurriculumStage.stage"),
+    Metric("curriculum/dataset_mix", "share of each dataset or skill", "CurriculumStage.mix"),
+    Metric(
+        "time/epoch_duration_minutes",
+        "wall-clock minutes of one curriculum stage, this engine's epoch",
+        "time between CurriculumStage and the next one or StageEnded",
+    ),
+    Metric("time/estimated_completion_hours", "hours still to go", "Progress.eta_s"),
+    # The end.
+    Metric("final/train_loss", "mean training loss of the last steps", _EVAL),
+    Metric("final/val_loss", "held-out loss, nats per token", _EVAL),
+    Metric("final/perplexity", "held-out perplexity", _EVAL),
+    Metric("final/gsm8k_accuracy", "GSM8K; only with the dataset", _EVAL, optional=True),
+    Metric("final/arc_accuracy", "ARC; only with the dataset", _EVAL, optional=True),
+    Metric("final/piqa_accuracy", "PIQA; only with the dataset", _EVAL, optional=True),
+    Metric("final/total_training_time_hours", "wall-clock hours", _EVAL),
+    Metric("final/model_size_mb", "weights on disk, 10^6 bytes", _EVAL),
+    Metric("final/total_params", "parameters, tied ones counted once", _EVAL),
+    Metric("diversity/avg_halting_steps", "mean recursion steps, common held-out data", _EVAL),
+    Metric("diversity/ltm_usage", "memory usage, common held-out data", _EVAL),
+    Metric("diversity/inference_time_ms", "milliseconds a token", _EVAL),
+    Metric("diversity/model_comparison", "table of the three models", "TableDone"),
+    Metric("charts/loss_curve", "line chart of the training loss", "StepDone.loss"),
+    Metric("charts/act_distribution", "bar chart of the halting steps", "TableDone"),
+    Metric("charts/ltm_heatmap", "table of memory writes by position", "TableDone"),
+    # Families that this engine adds.
+    Metric("loss/*", f"parts of the training loss; {_EXTENDED}", _EXTRA, optional=True),
+    Metric("act/*", f"further halting figures; {_EXTENDED}", _EXTRA, optional=True),
+    Metric("ltm/*", f"further memory figures; {_EXTENDED}", _EXTRA, optional=True),
+    Metric("gate/*", f"MAG gate: entropy, shares; {_EXTENDED}", _EXTRA, optional=True),
+    Metric("optim/*", f"update and filter norms, QK clips; {_EXTENDED}", _EXTRA, optional=True),
+    Metric("system/*", f"further figures of the machine; {_EXTENDED}", _EXTRA, optional=True),
+    Metric("val/*", f"held-out figures by category or skill; {_EXTENDED}", _EVAL, optional=True),
+    Metric("final/*", f"final figures by category or skill; {_EXTENDED}", _EVAL, optional=True),
+    Metric("diversity/*", f"further spreads; {_EXTENDED}", _EVAL, optional=True),
+    Metric("baseline/*", f"unigram and bigram models; {_EXTENDED}", _EVAL, optional=True),
+    Metric("ablation/*", f"figures of the controls; {_EXTENDED}", _EVAL, optional=True),
+    Metric("gates/*", f"value of each success metric; {_EXTENDED}", "GateChecked", optional=True),
+    Metric("tables/*", f"all other tables; {_EXTENDED}", "TableDone", optional=True),
+)
+
+_NAMES = frozenset(m.name for m in PHASE1_METRICS)
+_FAMILIES = tuple(m.name.removesuffix("*") for m in PHASE1_METRICS if m.name.endswith("/*"))
+REQUIRED: frozenset[str] = frozenset(m.name for m in PHASE1_METRICS if not m.optional)
+"""Names that a complete Phase 1 run emits on any machine."""
+
+ARTIFACT_KINDS = ("checkpoint", "config", "curves")
+_PHASE_RUNS = {"cognate": "phase1-cognate"}
+SUMMARY_MODELS = frozenset({"", "base", "all"})
+"""Models whose figures go to the phase's own run instead of one of their own."""
+
+
+def is_declared(name: str) -> bool:
+    """True for a declared name or a member of a declared family."""
+    return name in _NAMES or name.startswith(_FAMILIES)
+
+
+def run_name(phase: str, model: str) -> str:
+    """Name of the W&B run of a model.
+
+    The specialists are ``phase1-cognate-model1`` to ``3`` (reasoning, memory, speed); the base and
+    figures of no single model go to ``phase1-cognate``; a control gets a run of its own name.
+    """
+    prefix = _PHASE_RUNS.get(phase, phase)
+    if model in SUMMARY_MODELS:
+        return prefix
+    ordinals: dict[str, str] = {name: f"model{i}" for i, name in enumerate(SPECIALTIES, start=1)}
+    return f"{prefix}-{ordinals.get(model, model)}"
+
+
+def artifact_name(phase: str, model: str, kind: str) -> str:
+    """Name of an artefact: ``phase1-model1-checkpoint``; the base's is ``phase1-base-checkpoint``.
+
+    Args:
+        phase: Phase that made it.
+        model: A specialty, or another model's name.
+        kind: One of `ARTIFACT_KINDS`.
+
+    Raises:
+        ValueError: Another kind.
+    """
+    if kind not in ARTIFACT_KINDS:
+        raise ValueError(f"artefact kind {kind!r} is not one of {ARTIFACT_KINDS}")
+    owner = run_name(phase, model).removeprefix("phase1-cognate").lstrip("-")
+    return f"phase1-{owner or model or 'base'}-{kind}"
+
+
+def metrics_of(event: Event) -> dict[str, Value]:
+    """The metrics an event carries by itself; empty for events that carry none.
+
+    Tables, charts and times between events are made by the sink.
+    """
+    match event:
+        case StepDone():
+            return {
+                "train/step": event.step,
+                "train/loss": event.loss,
+                "train/perplexity": math.exp(event.loss) if event.loss < 700 else math.inf,
+                "train/learning_rate": event.lr,
+                "train/gradient_norm": event.grad_norm,
+                "optimizer/muon_lr": event.lr,
+                "system/tokens_per_second": event.tokens_per_s,
+                **event.extra,
+            }
+        case EvalDone():
+            return {event.name: event.value}
+        case CurriculumStage():
+            return {"curriculum/stage": event.stage, "curriculum/dataset_mix": dict(event.mix)}
+        case Progress() if event.eta_s >= 0:
+            return {"time/estimated_completion_hours": event.eta_s / 3600}
+        case ResourceSample():
+            return _of_resources(event)
+        case GateChecked() if event.value is not None:
+            return {f"gates/{event.name}": event.value}
+        case _:
+            return {}
+
+
+def _of_resources(event: ResourceSample) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    if event.vram_used_bytes is not None:
+        found["system/gpu_memory_used_gb"] = event.vram_used_bytes / 1e9
+    if event.gpu_percent is not None:
+        found["system/gpu_utilization"] = event.gpu_percent
+    return found
+
+
+def undeclared(names: Iterable[str]) -> set[str]:
+    """Those of the names that nothing declares."""
+    return {name for name in names if not is_declared(name)}
