@@ -1,31 +1,37 @@
 """``--batch``: start (or resume) a run, show its progress, give its result and exit code.
 
-The engine is another process; this one follows its events. Ctrl-C (or SIGTERM) once asks the engine
-to suspend: it writes a checkpoint, and the run can be resumed. A second one aborts it, a third kills
-the engine. When this process is killed the engine goes on; ``status`` shows it.
+The engine is another process; this one follows its events. Ctrl-C (or SIGTERM) once asks the
+engine to suspend: it writes a checkpoint, and the run can be resumed. A second one aborts it, a
+third kills the engine. When this process is killed the engine goes on; ``status`` shows it.
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from agentforge.config.load import Loaded, load_config
 from agentforge.config.resume import resumed_config
-from agentforge.errors import AgentForgeError, ConfigError, ExitCode, RunError
+from agentforge.errors import ConfigError, ExitCode, RunError
 from agentforge.events import RunEnded
+from agentforge.gates import missed
+from agentforge.hardware import summarise
 from agentforge.preflight import check_run, require
+from agentforge.report import build_report
 from agentforge.result import result_json, result_text
 from agentforge.run.commands import append_command
 from agentforge.run.layout import RunLayout, create_run_dir, find_run
 from agentforge.run.manifest import load_manifest, manifest_config, new_manifest, save_manifest
+from agentforge.run.storage import directory_bytes
+from agentforge.run.supervisor import console_tail, start_worker
 from agentforge.run.tail import EventTail
 from agentforge.sinks.progress import ProgressSink, make_progress
 
@@ -88,7 +94,9 @@ def run_batch(request: BatchRequest) -> Outcome:
         return _dry_run(request, loaded)
     require(check_run(loaded.config, request.runs_root))
     layout = create_run_dir(request.runs_root, loaded.config.preset, loaded.config.seed)
-    save_manifest(layout, new_manifest(layout, loaded.config, loaded.provenance))
+    hardware = summarise(with_torch=False).row()
+    manifest = new_manifest(layout, loaded.config, loaded.provenance, hardware=hardware)
+    save_manifest(layout, manifest)
     return _follow(layout, request)
 
 
@@ -107,9 +115,9 @@ def _resume(request: BatchRequest) -> Outcome:
     if request.dry_run:
         return _dry_run(request, loaded)
     if manifest.state == "finished":
-        return _result(layout, request, None)
-    written = sum(p.stat().st_size for p in layout.root.rglob("*") if p.is_file())
-    require(check_run(loaded.config, layout.root, bytes_written=written))
+        code = ExitCode.GATE_MISSED if missed(build_report(layout).gates) else ExitCode.OK
+        return _result(layout, request, "finished", "nothing was left to do", code)
+    require(check_run(loaded.config, layout.root, bytes_written=directory_bytes(layout.root)))
     if loaded != saved:
         manifest.config = loaded.config.model_dump(mode="json")
         manifest.provenance = dict(loaded.provenance)
@@ -127,24 +135,27 @@ def _dry_run(request: BatchRequest, loaded: Loaded) -> Outcome:
 
 def _follow(layout: RunLayout, request: BatchRequest) -> Outcome:
     """Start the engine and stay with it to its end."""
-    from agentforge.run.supervisor import start_worker
-
     tail = EventTail(layout.events)
     tail.skip_to_end()
     worker = start_worker(layout)
     progress = make_progress(sys.stderr)
     try:
-        with _stop_keys(layout, progress, worker.kill) as stop:
-            ended = _watch(layout, tail, worker.is_running, progress, request.max_minutes)
+        with _stop_keys(layout, progress, worker.kill) as stops:
+            ended = _watch(layout, tail, worker, progress, request.max_minutes)
     finally:
         progress.close()
-    return _result(layout, request, ended, interrupted=stop.count > 1)
+    if ended is None:
+        raise _died(layout, worker.returncode)
+    code = ExitCode.INTERRUPTED if stops.count > 1 else _exit_code(ended.exit_code)
+    if ended.state == "suspended":
+        progress.note(f"suspended; go on with: {resume_command(layout)}")
+    return _result(layout, request, ended.state, ended.reason, code)
 
 
 def _watch(
     layout: RunLayout,
     tail: EventTail,
-    is_running: Callable[[], bool],
+    worker: subprocess.Popen[bytes],
     progress: ProgressSink,
     max_minutes: float | None,
 ) -> RunEnded | None:
@@ -152,7 +163,7 @@ def _watch(
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     ended: RunEnded | None = None
     while True:
-        running = is_running()  # asked before reading, so that the last events are read
+        running = worker.poll() is None  # asked before reading, so that the last events are read
         for stamped in tail.poll():
             progress.show(stamped)
             if isinstance(stamped.event, RunEnded):
@@ -200,31 +211,28 @@ def _stop_keys(
 
 
 def _result(
-    layout: RunLayout, request: BatchRequest, ended: RunEnded | None, interrupted: bool = False
+    layout: RunLayout, request: BatchRequest, state: str, reason: str, code: ExitCode
 ) -> Outcome:
     """The final table or JSON, and the exit code."""
-    from agentforge.gates import missed
-    from agentforge.report import build_report
-
     report = build_report(layout)
-    if ended is not None:
-        state, reason, code = ended.state, ended.reason, _exit_code(ended.exit_code)
-    elif report.state == "finished":
-        state, reason = "finished", "nothing was left to do"
-        code = ExitCode.GATE_MISSED if missed(report.gates) else ExitCode.OK
-    else:
-        raise RunError(
-            f"the engine of run {layout.run_id} ended without a word{_last_lines(layout)}",
-            remedy=f"see {layout.console_log}; go on from the last checkpoint with "
-            f"--resume {layout.run_id}",
-        )
-    if interrupted:
-        code = ExitCode.INTERRUPTED
-    if state == "suspended":
-        sys.stderr.write(f"suspended; go on with: {resume_command(layout)}\n")
     if request.as_json:
         return Outcome(result_json(report, state, reason, code), code)
     return Outcome(result_text(layout, report, state, reason), code)
+
+
+def _died(layout: RunLayout, returncode: int) -> RunError:
+    """The engine is gone and has not said why."""
+    how = f"by signal {-returncode}" if returncode < 0 else f"with code {returncode}"
+    lines = console_tail(layout, LOG_LINES)
+    said = ":\n  " + "\n  ".join(lines) if lines else ""
+    error = RunError(
+        f"the engine of run {layout.run_id} ended {how} without a word{said}",
+        remedy=f"see {layout.console_log}; go on from the last checkpoint with: "
+        f"{resume_command(layout)}",
+    )
+    if returncode in (ExitCode.USAGE, ExitCode.PREFLIGHT):
+        error.exit_code = ExitCode(returncode)
+    return error
 
 
 def resume_command(layout: RunLayout) -> str:
@@ -239,12 +247,3 @@ def _exit_code(number: int) -> ExitCode:
         return ExitCode(number)
     except ValueError:
         return ExitCode.RUN_FAILED
-
-
-def _last_lines(layout: RunLayout) -> str:
-    """The end of the engine's own output, where a crash shows."""
-    try:
-        lines = layout.console_log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-    except OSError:
-        return ""
-    return ":\n  " + "\n  ".join(lines) if lines else ""

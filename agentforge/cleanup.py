@@ -19,7 +19,7 @@ FINISHED_DAYS = 30.0
 FAILED_DAYS = 7.0
 MOST_RUNS = 100
 
-LIVE = frozenset({"running", "paused", "stalled", "starting"})
+LIVE = frozenset({"running", "paused", "stalled"})
 FINISHED = frozenset({"finished"})
 FAILED = frozenset({"failed", "crashed", "aborted", "created"})
 

@@ -354,7 +354,7 @@ def decode(line: str) -> Stamped | None:
                 if values.get(name) is None:
                     values[name] = float("nan")
         return Stamped(seq=int(row["seq"]), t=float(row["t"]), event=cls(**values))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

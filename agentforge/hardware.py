@@ -10,7 +10,7 @@ import platform
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -74,6 +74,10 @@ class HardwareSummary:
     cuda: str | None
     """CUDA version torch was built with; None for a CPU build."""
     cuda_usable: bool
+
+    def row(self) -> dict[str, str | int | float | None]:
+        """Flat, for the manifest; several cards are one text."""
+        return {**asdict(self), "gpus": "; ".join(self.gpus) or None}
 
 
 def cgroup_memory(

@@ -197,7 +197,14 @@ def gate_lines(gates: Sequence[Gate]) -> list[str]:
     """Gates as a Markdown table."""
     words = {"met": "met", "missed": "**missed**", "not_in_run": "not in this run"}
     rows = [
-        (g.name, g.value if g.in_run else None, f"{g.op} {g.threshold:g}", words[g.status], g.n, g.source)
+        (
+            g.name,
+            g.value if g.in_run else None,
+            f"{g.op} {g.threshold:g}",
+            words[g.status],
+            g.n,
+            g.source,
+        )
         for g in gates
     ]
     return _table_lines(("gate", "value", "threshold", "status", "n", "measured on"), rows)

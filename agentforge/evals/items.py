@@ -33,6 +33,8 @@ class ItemResults:
         difficulty: As in the corpus.
         writes: Mean memory write theta over all tokens; NaN without a memory.
         gate: Mean share of the memory in the MAG blend; NaN without a memory.
+        step_counts: Tokens that took 0, 1, 2, ... recursion steps.
+        position_writes: Mean write theta by position; NaN where nothing was written.
     """
 
     correct: NDArray[np.bool_]
@@ -43,6 +45,8 @@ class ItemResults:
     difficulty: NDArray[np.int32]
     writes: float
     gate: float
+    step_counts: NDArray[np.int64]
+    position_writes: NDArray[np.float64]
 
     @property
     def accuracy(self) -> float:
@@ -86,7 +90,9 @@ def measure(
     targets = np.zeros(n, dtype=np.int64)
     steps = np.zeros(n)
     tokens = np.zeros(n, dtype=np.int64)
-    writes, gate, weight = 0.0, 0.0, 0
+    gate, weight = 0.0, 0
+    counts = np.zeros(1 + model.config.recursion_steps, dtype=np.int64)
+    written = np.zeros((2, model.config.context))
     training = model.training
     model.eval()
     for start in range(0, n, batch):
@@ -111,11 +117,15 @@ def measure(
             targets[place] = wanted.sum(1).cpu().numpy()
             tokens[place] = length.cpu().numpy()
             steps[place] = ((result.steps * micro.valid).sum(1) / length).cpu().numpy()
-            if record.writes:
-                count = micro.valid_count
-                writes += count * float(torch.stack(list(record.writes.values())).mean())
-                gate += count * float(torch.stack(list(record.gate.values())).mean())
-                weight += count
+            taken = result.steps[micro.valid].cpu().numpy()
+            counts += np.bincount(taken, minlength=len(counts))[: len(counts)]
+            if record.theta:
+                theta = torch.stack(list(record.theta.values())).mean(0) * micro.valid
+                width = theta.shape[1]
+                written[0, :width] += theta.double().sum(0).cpu().numpy()
+                written[1, :width] += micro.valid.sum(0).cpu().numpy()
+                gate += micro.valid_count * float(torch.stack(list(record.gate.values())).mean())
+                weight += micro.valid_count
     model.train(training)
     return ItemResults(
         correct=correct,
@@ -124,8 +134,12 @@ def measure(
         steps=steps,
         tokens=tokens,
         difficulty=corpus.difficulty,
-        writes=writes / weight if weight else float("nan"),
+        writes=float(written[0].sum()) / weight if weight else float("nan"),
         gate=gate / weight if weight else float("nan"),
+        step_counts=counts,
+        position_writes=np.divide(
+            written[0], written[1], out=np.full(written.shape[1], np.nan), where=written[1] > 0
+        ),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,4 +82,4 @@ def _logit_max(q: Tensor, k: Tensor, mask: Tensor | None, valid: Tensor | None) 
     visible = mask if valid is None else mask & valid[:, None, :, None]
     scores = scores.masked_fill(~visible, float("-inf"))
     largest: Tensor = scores.amax(dim=(0, 2, 3)).float()
-    return largest * float(q.shape[-1]) ** -0.5
+    return largest / math.sqrt(q.shape[-1])

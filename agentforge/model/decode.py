@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from agentforge.model.attention import WindowAttention
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.block import Block
-from agentforge.model.language_model import CognateLM
+from agentforge.model.language_model import CognateLM, freeze
 from agentforge.model.linear import project
 from agentforge.model.memory import MemoryState, NeuralMemory, recurrent_memory
 from agentforge.model.rotary import rotate
@@ -138,11 +138,10 @@ class Decoder:
                     assert isinstance(block, Block)
                     y = self._block(block, x, rope, cache)
                     x = y if keep is None else torch.where(keep, u, y)
-                latent = x if frozen_latent is None else torch.where(keep, frozen_latent, x)
+                latent = x if keep is None else freeze(keep, frozen_latent, x)
             assert latent is not None
             answer = model.update_answer(answer, latent)
-            if keep is not None and frozen_answer is not None:
-                answer = torch.where(keep, frozen_answer, answer)
+            answer = answer if keep is None else freeze(keep, frozen_answer, answer)
             taken += active[:, 0]
             if step + 1 < self.total:
                 survival = survival * (1 - torch.sigmoid(model.halting(answer)))

@@ -183,11 +183,10 @@ class CognateLM(nn.Module):
                 for block in self.core:
                     y = block(x, rope, mask)
                     x = y if keep is None else torch.where(keep, u, y)
-                latent = x if frozen_latent is None else torch.where(keep, frozen_latent, x)
+                latent = x if keep is None else freeze(keep, frozen_latent, x)
             assert latent is not None
             answer = self.update_answer(answer, latent)
-            if keep is not None and frozen_answer is not None:
-                answer = torch.where(keep, frozen_answer, answer)
+            answer = answer if keep is None else freeze(keep, frozen_answer, answer)
             steps += active
             if step + 1 < total:
                 survival = survival * (1 - torch.sigmoid(self.halting(answer)))
@@ -196,3 +195,9 @@ class CognateLM(nn.Module):
                     break
         assert answer is not None
         return Forward(answer=answer, steps=steps)
+
+
+def freeze(halted: Tensor, before: Tensor | None, now: Tensor) -> Tensor:
+    """The state before for halted positions, the new one for the others, (B, T, D)."""
+    assert before is not None  # nobody halts before the first step
+    return torch.where(halted, before, now)

@@ -202,6 +202,7 @@ class NeuralMemory(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             read, error = chunked_memory(inputs, self.chunk)
         if record is not None:
+            record.theta[name] = inputs.theta.detach()
             record.writes[name] = record.mean(inputs.theta)
             record.surprise[name] = record.mean(error)
         return self.read_out(read)

@@ -18,6 +18,7 @@ class ForwardRecord:
         writes: Per memory layer the mean step size theta of valid tokens, 0-d.
         surprise: Per memory layer the mean squared prediction error ||v - W k||^2, 0-d.
         gate: Per memory layer the mean share of the memory in the MAG blend, 0-d.
+        theta: Per memory layer the step size of every write, (B, T).
     """
 
     valid: Tensor | None = None
@@ -25,6 +26,7 @@ class ForwardRecord:
     writes: dict[str, Tensor] = field(default_factory=dict)
     surprise: dict[str, Tensor] = field(default_factory=dict)
     gate: dict[str, Tensor] = field(default_factory=dict)
+    theta: dict[str, Tensor] = field(default_factory=dict)
 
     def note_logits(self, name: str, scores_max: Tensor) -> None:
         """Keep the largest logits per head, (H,), over all passes through a shared block."""

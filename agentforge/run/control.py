@@ -42,6 +42,7 @@ from pydantic import JsonValue
 from agentforge.config.schema import RunConfig
 from agentforge.errors import ConfigError
 from agentforge.events import ConfigChanged, ControlAck, Event, LogLine, RunState, StateChanged
+from agentforge.run.answers import Answer, AnswerDesk
 from agentforge.run.commands import Command, CommandReader
 from agentforge.run.commands import append_command as append_command
 from agentforge.run.layout import RunLayout
@@ -92,15 +93,6 @@ class Directive:
     ids: tuple[tuple[str, Request], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a user chose for an alert."""
-
-    alert_id: str
-    action: str
-    by: str
-
-
 class Control:
     """Reads ``control.jsonl`` for the engine; used from the engine's main thread only.
 
@@ -138,8 +130,7 @@ class Control:
         self._pending: dict[str, Request] = {}
         self._offered: set[str] = set()
         self._changes: list[Change] = []
-        self._expected: dict[str, tuple[str, ...]] = {}
-        self._answers: dict[str, tuple[str, Answer]] = {}
+        self._desk = AnswerDesk()
         self._paused = False
         self._step = 0
         self._signals: list[str] = []
@@ -200,17 +191,13 @@ class Control:
             command = self._inbox.popleft()
             message = command.problem or f"ignored: the run has ended ({state})"
             self._ack(command.id, command.verb, False, message)
-        # A suspended run has saved a checkpoint, a finished one has ended its phase.
-        kept = {"suspended": ("suspend", "checkpoint"), "aborted": ("abort",)}.get(
-            state, ("finish",) if state == "finished" else ()
-        )
+        kept = {"suspended": "suspend", "aborted": "abort"}.get(state)
         for command_id, verb in self._pending.items():
-            ok = verb in kept
-            self._ack(command_id, verb, ok, "" if ok else f"not done: the run has ended ({state})")
-        for command_id, answer in self._answers.values():
-            self._ack(command_id, "answer", False, f"alert {answer.alert_id} took no answer")
+            message = "" if verb == kept else f"not done: the run has ended ({state})"
+            self._ack(command_id, verb, verb == kept, message)
+        for answer in self._desk.untaken():
+            self._refuse_late(answer)
         self._pending.clear()
-        self._answers.clear()
 
     def request_stop(self, why: str) -> None:
         """Ask for a suspend, as SIGTERM does; the second call asks for an abort.
@@ -226,14 +213,13 @@ class Control:
             alert_id: The alert.
             actions: Keys that may be answered; none: any.
         """
-        self._expected[alert_id] = tuple(actions)
+        self._desk.expect(alert_id, actions)
 
     def settle(self, alert_id: str) -> None:
         """Take no more answers for this alert: it has been decided without one."""
-        self._expected.pop(alert_id, None)
-        late = self._answers.pop(alert_id, None)
+        late = self._desk.settle(alert_id)
         if late is not None:
-            self._ack(late[0], "answer", False, f"alert {alert_id} is already decided")
+            self._refuse_late(late)
 
     def take_answer(self, alert_id: str) -> Answer | None:
         """The answer to an expected alert if there is one; it is acknowledged and forgotten."""
@@ -246,12 +232,9 @@ class Control:
             else:
                 others.append(command)
         self._inbox = others
-        found = self._answers.pop(alert_id, None)
-        if found is None:
-            return None
-        command_id, answer = found
-        del self._expected[alert_id]
-        self._ack(command_id, "answer", True, "")
+        answer = self._desk.take(alert_id)
+        if answer is not None:
+            self._ack(answer.command_id, "answer", True, "")
         return answer
 
     def wait_answer(
@@ -263,7 +246,8 @@ class Control:
             The answer; None after `timeout_s` seconds, or at once when someone asks to suspend,
             finish or abort (the next `poll` tells).
         """
-        self._expected.setdefault(alert_id, tuple(actions))
+        if not self._desk.is_expected(alert_id):
+            self._desk.expect(alert_id, actions)
         deadline = time.monotonic() + timeout_s
         while True:
             answer = self.take_answer(alert_id)
@@ -285,15 +269,14 @@ class Control:
 
     def _skip_commands_of_earlier_engines(self) -> None:
         self._receive()
-        stale = [command for command in self._inbox if self._is_stale(command)]
-        if not stale:
+        if not self._inbox:
             return
         acks = read_events(self._layout.events, kinds=("control_ack",))
         answered = {s.event.id for s in acks if isinstance(s.event, ControlAck)}
-        fresh = [command for command in self._inbox if not self._is_stale(command)]
-        self._inbox = deque(command for command in fresh if command.id not in answered)
-        for command in stale:
-            if command.id not in answered:
+        waiting = [command for command in self._inbox if command.id not in answered]
+        self._inbox = deque(command for command in waiting if not self._is_stale(command))
+        for command in waiting:
+            if self._is_stale(command):
                 message = command.problem or "ignored: the engine was not running; send it again"
                 self._ack(command.id, command.verb, False, message)
 
@@ -333,14 +316,11 @@ class Control:
         try:
             if not isinstance(key, str):
                 raise ConfigError(f"key {key!r} must be text")
-            old = value_of(self._config, key) if "." in key else ""
             config = apply_change(self._config, key, value)
         except ConfigError as error:
             self._ack(command.id, "set", False, str(error))
             return
-        except (KeyError, AssertionError):
-            self._ack(command.id, "set", False, f"{key}: no such key")
-            return
+        old = value_of(self._config, key)
         new = value_of(config, key)
         self._config = config
         if self._manifest is not None:
@@ -353,19 +333,13 @@ class Control:
 
     def _take_in(self, command: Command) -> None:
         """Keep an answer for whoever waits for it, or refuse it."""
-        alert, action = str(command.args["alert"]), str(command.args["action"])
-        allowed = self._expected.get(alert)
-        if allowed is None:
-            waiting = ", ".join(self._expected) or "none"
-            message = f"no alert {alert!r} waits for an answer; waiting: {waiting}"
-        elif allowed and action not in allowed:
-            message = f"{action!r} is no action of alert {alert}; allowed: {', '.join(allowed)}"
-        elif alert in self._answers:
-            message = f"alert {alert} is already answered"
-        else:
-            self._answers[alert] = (command.id, Answer(alert, action, command.by))
-            return
-        self._ack(command.id, "answer", False, message)
+        problem = self._desk.offer(command)
+        if problem:
+            self._ack(command.id, "answer", False, problem)
+
+    def _refuse_late(self, answer: Answer) -> None:
+        message = f"alert {answer.alert_id} was decided without an answer"
+        self._ack(answer.command_id, "answer", False, message)
 
     def _tell_signals(self) -> None:
         while self._signals_told < len(self._signals):

@@ -34,6 +34,8 @@ from agentforge.sinks.base import Sink
 from agentforge.sinks.jsonl import JsonlSink
 from agentforge.sinks.tee import TeeSink
 
+UNEXPECTED = "the engine stopped in the middle of its work\n  -> console.log has the details"
+
 Pipeline = Callable[[RunContext], int]
 
 
@@ -70,6 +72,7 @@ def run_engine(layout: RunLayout, pipeline: Pipeline) -> int:
         config = manifest_config(layout, manifest)
         lock = RunLock(layout)
     except AgentForgeError as error:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     with lock:
@@ -81,9 +84,18 @@ def run_engine(layout: RunLayout, pipeline: Pipeline) -> int:
         with contextlib.closing(tee):
             resumed = any(True for _ in read_events(layout.events, ("run_started",)))
             heartbeat = HeartbeatThread(layout, tee.emit)
-            outcome = Outcome("failed", "the engine could not start", ExitCode.RUN_FAILED)
+            outcome = Outcome("failed", UNEXPECTED, ExitCode.RUN_FAILED)
             control: Control | None = None
             try:
+                tee.emit(
+                    RunStarted(
+                        run_id=layout.run_id,
+                        preset=config.preset,
+                        phases=config.phases,
+                        seed=config.seed,
+                        resumed=resumed,
+                    )
+                )
                 heartbeat.start()
                 control = Control(layout, config, tee.emit, manifest=manifest)
                 install_signal_handlers(control)
@@ -111,17 +123,7 @@ def _other_sinks(layout: RunLayout, config: RunConfig) -> list[Sink]:
 
 def _run(context: RunContext, pipeline: Pipeline) -> Outcome:
     """Run the pipeline and turn whatever comes out of it into an outcome."""
-    config = context.config
     try:
-        context.emit(
-            RunStarted(
-                run_id=context.layout.run_id,
-                preset=config.preset,
-                phases=config.phases,
-                seed=config.seed,
-                resumed=context.resumed,
-            )
-        )
         context.manifest.state = "running"
         context.save_manifest()
         code = pipeline(context)

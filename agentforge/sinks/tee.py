@@ -16,8 +16,8 @@ from agentforge.sinks.jsonl import JsonlSink
 class TeeSink:
     """Stamps events and hands them to the log, then (heartbeats excepted) to the other sinks.
 
-    Safe for several threads; the log holds the exact order. Another sink that fails becomes one `Alert` (code ``sink``) and is
-    not used any more; the run never notices.
+    Safe for several threads; the log holds the exact order. Another sink that fails becomes one
+    `Alert` (code ``sink``) and is not used any more; the run never notices.
 
     Args:
         log: The event log; the only sink that may stop a run.

@@ -41,7 +41,7 @@ class Diversity:
 
 
 def diversity(profiles: Mapping[str, Profile]) -> Diversity:
-    """Spread of two or more models; much of it is set by configuration, so it is not gated alone."""
+    """Spread of two or more models; configuration sets much of it, so it is not gated alone."""
 
     def spread(values: list[float]) -> float:
         mean = sum(values) / len(values)

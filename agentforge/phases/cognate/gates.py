@@ -20,14 +20,10 @@ def own_skill_gates(
         skill = config.cognate.specialists[name].skill
         here = skill in skills and all(skill in m.results for m in specialists.values())
         own = specialists[name].results[skill].accuracy if here else None
-        others = [
-            m.results[skill].accuracy for n, m in specialists.items() if here and n != name
-        ]
+        others = [m.results[skill].accuracy for n, m in specialists.items() if here and n != name]
         n = len(specialists[name].results[skill].correct) if here else 0
         source = f"report split of {skill}, exact match"
-        gates.append(
-            _gate(limits, f"own_skill.{name}", own, ">=", limits.own_skill, n, source)
-        )
+        gates.append(_gate(limits, f"own_skill.{name}", own, ">=", limits.own_skill, n, source))
         lead = own - max(others) if own is not None and others else None
         gates.append(
             _gate(limits, f"own_skill_lead.{name}", lead, ">=", limits.own_skill_lead, n, source)

@@ -72,14 +72,15 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
         models, measured = _specialists(bench, model, trunk, base)
 
     ablations: dict[str, Measured] = {}
-    for name in config.cognate.ablations:
+    for left_out in config.cognate.ablations:
         if bench.finishing:
             break
-        stage = ablation_stage(config, name, base.steps)
-        load_weights(model, _trained(bench, stage, model, fresh, "").weights, name)
-        ablations[name] = _measure(bench, model, stage.model, stage, skills_of(data))
+        stage = ablation_stage(config, left_out, base.steps)
+        load_weights(model, _trained(bench, stage, model, fresh, "").weights, left_out)
+        ablations[left_out] = _measure(bench, model, stage.model, stage, skills_of(data))
 
-    equal, tasks = {}, {}
+    equal: dict[str, Measured] = {}
+    tasks: dict[str, TaskResults] = {}
     for name, trained in models.items():
         load_weights(model, trained.weights, name)
         if name != BASE and skills_of(data):
@@ -235,9 +236,7 @@ def _tasks(bench: Bench, model: CognateLM, name: str, trained: Trained) -> TaskR
     started = time.perf_counter()
     bench.context.emit(StageStarted(phase=PHASE, stage="tasks", model=name, steps=0))
     items = bench.context.config.cognate.task_items
-    results = measure_tasks(
-        model, trained.behaviour, bench.data, items, lambda: _between(bench)
-    )
+    results = measure_tasks(model, trained.behaviour, bench.data, items, lambda: _between(bench))
     wall_s = time.perf_counter() - started
     bench.context.emit(StageEnded(phase=PHASE, stage="tasks", model=name, steps=0, wall_s=wall_s))
     return results
@@ -311,9 +310,7 @@ def _between(bench: Bench) -> None:
 
 
 def _tell(bench: Bench, model: str, name: str, value: float, n: int, split: str) -> None:
-    bench.context.emit(
-        EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split=split)
-    )
+    bench.context.emit(EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split=split))
 
 
 def _tell_data(context: RunContext, data: Prepared) -> None:
@@ -346,5 +343,3 @@ def _notes(context: RunContext) -> tuple[str, ...]:
     if APART in resolved:
         notes.append("The specialists were trained a second time, further apart (low diversity).")
     return tuple(notes)
-
-

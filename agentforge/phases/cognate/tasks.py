@@ -69,9 +69,7 @@ def _gsm8k(
         generated = generate_greedy(
             model, prompts, behaviour, NEW_TOKENS, tokenizer.eos_id, tokenizer.thinking_ids
         )
-        pairs += [
-            (tokenizer.decode(ids), e.answer) for ids, e in zip(generated, rows, strict=True)
-        ]
+        pairs += [(tokenizer.decode(ids), e.answer) for ids, e in zip(generated, rows, strict=True)]
     return score_all(pairs)
 
 

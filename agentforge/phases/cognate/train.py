@@ -139,9 +139,7 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
         _stalled(bench, training)
 
 
-def _with_less_memory(
-    bench: Bench, training: Training, items: list[tuple[str, int]]
-) -> StepResult:
+def _with_less_memory(bench: Bench, training: Training, items: list[tuple[str, int]]) -> StepResult:
     """Take the step; when memory runs out, halve the micro-batch and take it again."""
     while True:
         try:

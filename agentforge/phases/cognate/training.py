@@ -115,7 +115,11 @@ def load_weights(model: CognateLM, tensors: Mapping[str, Tensor], where: str | P
 
 
 def start_training(
-    stage: Stage, model: CognateLM, data: Prepared, resources: TrainingResources, windows: tuple[int, int]
+    stage: Stage,
+    model: CognateLM,
+    data: Prepared,
+    resources: TrainingResources,
+    windows: tuple[int, int],
 ) -> Training:
     """A training at step 0 on a model that already holds its starting weights.
 
