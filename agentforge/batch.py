@@ -145,7 +145,10 @@ def _follow(layout: RunLayout, request: BatchRequest) -> Outcome:
     finally:
         progress.close()
     if ended is None:
-        raise _died(layout, worker.returncode)
+        died = _died(layout, worker.returncode)
+        if stops.count:
+            died.exit_code = ExitCode.INTERRUPTED
+        raise died
     code = ExitCode.INTERRUPTED if stops.count > 1 else _exit_code(ended.exit_code)
     if ended.state == "suspended":
         progress.note(f"suspended; go on with: {resume_command(layout)}")

@@ -13,7 +13,7 @@ from agentforge.errors import DataError, PreflightError
 from agentforge.hardware import measure_machine
 from agentforge.preflight import VOCAB_ROWS, Check, check_run, disk_bytes_needed, planned_phases
 from agentforge.resources import accumulation_steps, resolve_training
-from agentforge.sizing import category, checkpoint_bytes, size_mb
+from agentforge.sizing import category, checkpoint_bytes, longest_sequence, size_mb
 from agentforge.tables import size_text, text_table
 
 
@@ -100,7 +100,7 @@ def build_plan(loaded: Loaded, directory: Path) -> Plan:
     rows = _vocab_rows(config)
     count = count_parameters(config.model, rows)
     phases = planned_phases(config)
-    length = min(config.data.sequence_length, config.model.context)
+    length = longest_sequence(config)
     batch_tokens = config.cognate.batch_size * length
     checks = check_run(config, directory, n_params=count.total, vocab_size=rows)
     lines: tuple[str, ...] = ()
@@ -122,6 +122,9 @@ def build_plan(loaded: Loaded, directory: Path) -> Plan:
     else:
         lines = tuple(resources.lines())
         accumulation = accumulation_steps(batch_tokens, resources.micro_batch_tokens.value)
+    data, data_check = _data(config)
+    if data_check is not None:
+        checks = (*(c for c in checks if c.name != "data"), data_check)
     roles = asdict(count)
     packed = roles.pop("packed_bytes")
     gates = config.gates.model_dump(exclude={"not_in_run"})
@@ -139,7 +142,7 @@ def build_plan(loaded: Loaded, directory: Path) -> Plan:
         checkpoint_bytes=checkpoint_bytes(count.total),
         disk_bytes=disk_bytes_needed(config, phases, count.total),
         data_source=config.data.source,
-        data=_data(config),
+        data=data,
         thresholds={name: float(value) for name, value in gates.items()},
         not_in_run=config.gates.not_in_run,
         checks=checks,
@@ -165,7 +168,7 @@ def plan_text(plan: Plan) -> str:
             [(t.model, t.steps, t.extra_steps, t.mix) for t in plan.trainings],
         ),
         "",
-        f"one step: {plan.batch_tokens:,} tokens at most, in {plan.accumulation} pass(es)",
+        f"one step: {plan.batch_tokens:,} tokens at most, in {plan.accumulation or '?'} pass(es)",
         *(f"  {line}" for line in plan.resources),
         f"disk: {size_text(plan.disk_bytes)} at the fullest moment, "
         f"{size_text(plan.checkpoint_bytes)} a checkpoint at most",
@@ -201,20 +204,31 @@ def _mix(mix: dict[str, float]) -> str:
     return " ".join(f"{name} {share:g}" for name, share in mix.items())
 
 
-def _data(config: RunConfig) -> tuple[DataPlan, ...]:
+def _data(config: RunConfig) -> tuple[tuple[DataPlan, ...], Check | None]:
+    """The datasets, read whole where they are local; None when only a folder check is possible."""
     if config.data.source == "world":
-        return ()
+        return (), None
     from agentforge.data.inventory import check_data
 
     try:
-        rows = check_data(config.data)
+        rows = [row for row in check_data(config.data) if row.chosen]
     except DataError:
-        return ()  # a failed check tells of it
-    return tuple(
+        return (), None  # the pre-flight check tells of it
+    plans = tuple(
         DataPlan(row.name, row.category, row.status, row.records, row.problem or row.skipped)
         for row in rows
-        if row.chosen
     )
+    broken = [row.name for row in rows if row.status == "broken"]
+    missing = [row.name for row in rows if row.status == "missing"]
+    found = len(rows) - len(broken) - len(missing)
+    ok = not broken and found > 0 and not (missing and config.data.require_all)
+    detail = f"{found} of {len(rows)} datasets found"
+    if missing:
+        detail += f"; missing: {', '.join(missing)}"
+    if broken:
+        detail += f"; broken: {', '.join(broken)}"
+    remedy = "agentforge-tui data check says what is wrong; data fetch downloads what is missing"
+    return plans, Check("data", ok, detail, remedy)
 
 
 def _vocab_rows(config: RunConfig) -> int:

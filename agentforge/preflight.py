@@ -15,7 +15,12 @@ from agentforge.errors import AgentForgeError, PreflightError
 from agentforge.gpu import GpuDriver, find_driver, used_card
 from agentforge.hardware import disk_free, ram
 from agentforge.resources import Machine, resolve_training
-from agentforge.sizing import approximate_params, checkpoint_bytes, phase_disk_bytes
+from agentforge.sizing import (
+    approximate_params,
+    checkpoint_bytes,
+    longest_sequence,
+    phase_disk_bytes,
+)
 from agentforge.tables import size_text
 
 DISK_MARGIN = 1.5
@@ -198,7 +203,7 @@ def _check_memory(config: RunConfig, n_params: int, vocab_size: int) -> Check:
             n_params=n_params,
             vocab_size=vocab_size,
             batch_size=config.cognate.batch_size,
-            sequence_length=min(config.data.sequence_length, config.model.context),
+            sequence_length=longest_sequence(config),
             machine=machine,
             grokfast=config.cognate.optim.grokfast_lambda > 0,
         ),

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from agentforge.config.schema import ModelConfig, PhaseName
+from agentforge.config.schema import ModelConfig, PhaseName, RunConfig
 
 CategoryName = Literal["tiny", "small", "medium", "large"]
 Preserved = Literal["embeddings", "lm_head", "layer_norms"]
@@ -232,6 +232,13 @@ def approximate_params(config: ModelConfig, vocab_size: int) -> int:
     rest = d * d + 5 * d
     blocks = config.n_prelude + config.n_core
     return embedding + blocks * block + len(config.memory.layers) * memory + rest
+
+
+def longest_sequence(config: RunConfig) -> int:
+    """Tokens of the longest training sequence: records are cut, the world's items are not."""
+    if config.data.source == "world":
+        return config.model.context
+    return min(config.data.sequence_length, config.model.context)
 
 
 def executed_blocks(config: ModelConfig) -> int:

@@ -97,8 +97,8 @@ def config_show(
             "provenance": loaded.provenance,
         }
         return json.dumps(tree, indent=1, ensure_ascii=False), ExitCode.OK
-    rows = [(row.key, row.value, row.origin) for row in show_rows(loaded)]
-    return text_table(("key", "value", "from"), rows), ExitCode.OK
+    rows = [(row.key, row.origin, row.value) for row in show_rows(loaded)]
+    return text_table(("key", "from", "value"), rows), ExitCode.OK
 
 
 def config_validate(file: Path) -> Answer:

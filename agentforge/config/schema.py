@@ -239,6 +239,12 @@ class CognateConfig(Section):
     halting_beta: float = Field(
         0.02, ge=0, description="Weight of the halting prior.", json_schema_extra=TUNABLE
     )
+    early_stride: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Early recursion steps are trained on every so many-th target token.",
+    )
     optim: OptimConfig = OptimConfig()
     ablations: tuple[AblationName, ...] = Field(
         (), description="Controls trained from scratch for as many steps as the base."

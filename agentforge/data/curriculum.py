@@ -29,6 +29,8 @@ from agentforge.data.registry import Stage
 from agentforge.errors import DataError
 
 STAGES: tuple[Stage, ...] = (1, 2, 3)
+NEGLIGIBLE = 1e-9
+"""A category with less than this share of the largest one counts as not in the mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def stage_weights(
         DataError: No dataset of the mix's categories is present.
     """
     wanted = [s for s in _language_first(sources) if s.records > 0 and mix.get(s.category, 0) > 0]
+    least = NEGLIGIBLE * max((mix[s.category] for s in wanted), default=0.0)
+    wanted = [s for s in wanted if mix[s.category] >= least]
     if not wanted:
         present = sorted({s.category for s in sources if s.records > 0})
         raise DataError(
@@ -134,8 +138,10 @@ def _with_replay(weights: dict[str, float], earlier: set[str], replay: float) ->
     new = math.fsum(weight for name, weight in weights.items() if name not in earlier)
     if old >= replay or old <= 0.0 or new <= 0.0:
         return weights
-    up, down = replay / old, (1.0 - replay) / new
-    return {name: w * (up if name in earlier else down) for name, w in weights.items()}
+    return {
+        name: w / old * replay if name in earlier else w / new * (1.0 - replay)
+        for name, w in weights.items()
+    }
 
 
 def _with_max_share(
@@ -162,4 +168,4 @@ def _with_max_share(
         weights[source.name] = source.max_share
         given = math.fsum(weights[s.name] for s in takers)
         for taker in takers:
-            weights[taker.name] *= 1.0 + excess / given
+            weights[taker.name] += excess * (weights[taker.name] / given)

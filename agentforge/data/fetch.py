@@ -62,6 +62,9 @@ def fetch_datasets(names: Sequence[str], data_dir: str | Path) -> tuple[FetchRes
             results.append(FetchResult(item.name, "present", files))
             continue
         closed = session.offline_reason()
+        if closed is not None and any(result.status != "present" for result in results):
+            results.append(FetchResult(item.name, "failed", (), 0, closed))
+            continue
         if closed is not None:
             raise DataError(
                 f"cannot fetch {item.name}: {closed}",

@@ -65,7 +65,7 @@ class HubSession:
     def __init__(self) -> None:
         self._closed_because: str | None = None
         self._probed = False
-        self.probes = 0
+        self._answered = False
 
     def offline_reason(self) -> str | None:
         """None when the hub answers; otherwise why it is not asked. Probes on the first call."""
@@ -187,8 +187,8 @@ class HubSession:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         if _is_network(error):
             self._probed = True
-            kind = "did not answer in time" if "Timeout" in name else "cannot be reached"
-            self._closed_because = f"{endpoint()} {kind} ({name}: {first[:120]})"
+            kind = "stopped answering" if self._answered else "cannot be reached"
+            self._closed_because = f"{endpoint()} {kind} ({name}: {first[:200]})"
             return self._closed_because
         return f"{name}: {first[:200]}"
 
@@ -199,15 +199,14 @@ class HubSession:
         if constants.HF_HUB_OFFLINE:
             return "the hub is switched off (HF_HUB_OFFLINE is set)"
 
-        self.probes += 1
         try:
             get_session().head(endpoint(), timeout=PROBE_TIMEOUT_S, follow_redirects=False)
         except Exception as error:  # httpx or requests, by the library's version
             kind = "did not answer" if "Timeout" in type(error).__name__ else "cannot be reached"
             return (
-                f"{endpoint()} {kind} (one probe of {PROBE_TIMEOUT_S:.0f} s: "
-                f"{type(error).__name__})"
+                f"{endpoint()} {kind} (one probe of {PROBE_TIMEOUT_S:g} s: {type(error).__name__})"
             )
+        self._answered = True
         return None
 
     def _load(

@@ -2,8 +2,8 @@
 
 Left alone, huggingface_hub 2.4 answers a server that accepts a request and then says nothing with
 six more attempts of 60 s each (measured: over 6 minutes for one dataset). While `hub_mode` is
-active a request waits at most `READ_TIMEOUT_S` for the next bytes, and one that went unanswered
-`UNANSWERED` times ends as "offline", which the libraries do not repeat.
+active a request waits at most `READ_TIMEOUT_S` for the next bytes, and after one that went
+unanswered `UNANSWERED` times all others end as "offline", which the libraries do not repeat.
 """
 
 from __future__ import annotations
@@ -83,17 +83,24 @@ def _bounded_waits() -> Iterator[None]:
 
 
 class _Waits:
-    """Counts requests that were sent again although no answer came."""
+    """Counts requests that were sent again although no answer came.
+
+    Counted by request, since several are under way at once when a set has many files; but when one
+    of them is given up, all are.
+    """
 
     def __init__(self) -> None:
         self._pending: Counter[tuple[str, str, str]] = Counter()
+        self._given_up = ""
 
     def on_request(self, request: Any) -> None:
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         key = _key(request)
         if self._pending[key] >= UNANSWERED:
-            raise OfflineModeIsEnabled(f"{request.url} did not answer {UNANSWERED} times")
+            self._given_up = f"{request.url} did not answer {UNANSWERED} times"
+        if self._given_up:
+            raise OfflineModeIsEnabled(self._given_up)
         self._pending[key] += 1
         timeout = request.extensions.get("timeout") or {}
         limits = {"connect": READ_TIMEOUT_S, "read": READ_TIMEOUT_S}

@@ -64,7 +64,7 @@ class Record:
                 number = Decimal(str(value).strip().replace(",", ""))
             except InvalidOperation:
                 number = Decimal("NaN")
-            if number.is_finite():
+            if number.is_finite() and abs(number.adjusted()) < 100:  # 1e999999 is no answer
                 return number
         raise self.wrong(column, "a finite number")
 
@@ -177,6 +177,8 @@ def _parse(raw: bytes, path: Path, number: int, dataset: str) -> dict[str, Any]:
         problem = f"is not JSON: {error.msg} at column {error.colno}"
     except RecursionError:
         problem = "is not JSON we can read: nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        problem = f"is not JSON we can read: {error}"
     else:
         if isinstance(value, dict):
             return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 from agentforge.data.example import Example
 from agentforge.data.splits import Split, normalise, split_of
@@ -43,11 +42,6 @@ def held_out_split_of(example: Example) -> Split:
     if split != "train":
         return split
     return _HELD_OUT[_digest("held out:" + key_of(example)) % len(_HELD_OUT)]
-
-
-def splitter(*, held_out: bool) -> Callable[[Example], Split]:
-    """The split rule of a file: `held_out_split_of` or `split_of`."""
-    return held_out_split_of if held_out else split_of
 
 
 def _digest(text: str) -> int:

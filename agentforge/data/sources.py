@@ -262,7 +262,11 @@ def _read_local(item: DatasetEntry, folders: list[Path], cap: int) -> Raw:
 def _jsonl_files(item: DatasetEntry, folder: Path) -> list[Path]:
     """``train.jsonl`` first, then the others by name."""
     try:
-        found = [path for path in folder.iterdir() if path.suffix == ".jsonl"]
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.suffix == ".jsonl" and not path.name.startswith(".")
+        ]
     except OSError as error:
         raise DataError(
             f"cannot list {folder} of dataset {item.name}: {error.strerror or error}",

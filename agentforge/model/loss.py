@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from agentforge.model.behaviour import Behaviour
-from agentforge.model.embedding import FactorisedEmbedding
+from agentforge.model.cross_entropy import weighted_cross_entropy
 from agentforge.model.halting import log_halting, prior_kl
 from agentforge.model.language_model import CognateLM
 from agentforge.model.record import ForwardRecord
@@ -33,11 +31,15 @@ class HaltingObjective:
         prior: Rate of the geometric prior.
         beta: Weight of the KL to it.
         enabled: False trains the last step only and leaves the halting head alone.
+        early_stride: Early steps are trained on every so many-th target; the others train the last
+            step alone. 1 is PonderNet; with a large vocabulary the head of every early step costs
+            as much as the whole body, and 4 halves a training step.
     """
 
     prior: float
     beta: float
     enabled: bool = True
+    early_stride: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +53,6 @@ class LossParts:
     """Cross-entropy of the last step, summed over target tokens, nats."""
     expected_steps: Tensor
     """Expected recursion steps of each valid position, (positions,)."""
-
-
-def token_cross_entropy(
-    embedding: FactorisedEmbedding, answer: Tensor, targets: Tensor, chunk: int
-) -> Tensor:
-    """Cross-entropy per token, (N, D) and (N,) -> (N,) fp32.
-
-    Args:
-        embedding: The tied head.
-        answer: Answer states of target positions.
-        targets: Token ids.
-        chunk: Tokens whose logits exist at once (recomputed in the backward pass); 0: all.
-    """
-    features = embedding.features(answer)
-    table = embedding.table
-    if not chunk or targets.shape[0] <= chunk:
-        return _cross_entropy(features, table, targets)
-    parts = []
-    for start in range(0, targets.shape[0], chunk):
-        piece = slice(start, start + chunk)
-        parts.append(
-            checkpoint(_cross_entropy, features[piece], table, targets[piece], use_reentrant=False)
-        )
-    return torch.cat(parts)
-
-
-def _cross_entropy(features: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    logits = F.linear(features, table)
-    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def training_loss(
@@ -105,21 +78,35 @@ def training_loss(
         objective: Prior and its weight.
         target_count: Target tokens N of the whole batch.
         valid_count: Non-padding positions M of the whole batch.
-        vocab_chunk: See `token_cross_entropy`.
+        vocab_chunk: Target tokens whose logits exist at once; 0: all.
         record: Where the forward pass notes its statistics.
     """
     answers = model.answers(ids, behaviour, record)
     wanted = targets != IGNORE
     labels = targets[wanted]
+    embedding = model.embedding
+
+    def cross_entropy(answer: Tensor, where: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        features = embedding.features(answer[where])
+        return weighted_cross_entropy(
+            features, embedding.table, targets[where], weights, vocab_chunk
+        )
+
+    ones = torch.ones(labels.shape, device=ids.device)
     if len(answers) == 1 or not objective.enabled:
-        last = token_cross_entropy(model.embedding, answers[-1][wanted], labels, vocab_chunk).sum()
+        last, _ = cross_entropy(answers[-1], wanted, ones)
         steps = torch.full((int(valid.sum()),), float(len(answers)), device=ids.device)
         return LossParts(last / target_count, last.detach(), last.detach(), steps)
-    ce = torch.stack(
-        [token_cross_entropy(model.embedding, a[wanted], labels, vocab_chunk) for a in answers]
-    )
+
     log_p = log_halting(torch.stack([model.halting(a) for a in answers[:-1]]))
-    task = (log_p[:, wanted].exp() * ce).sum()
+    chosen = wanted & _sampled(targets, objective.early_stride)
+    task = torch.zeros((), device=ids.device)
+    for answer, log_share in zip(answers[:-1], log_p[:-1], strict=True):
+        task = task + cross_entropy(answer, chosen, log_share[chosen].exp())[0]
+    share = torch.where(chosen, log_p[-1].exp(), 1.0)[wanted]
+    last, ce = cross_entropy(answers[-1], wanted, share)
+    task = task + last
+
     log_p = log_p[:, valid]
     kl = prior_kl(log_p, objective.prior).sum()
     count = torch.arange(1, len(answers) + 1, device=ids.device, dtype=torch.float32)
@@ -127,6 +114,16 @@ def training_loss(
     return LossParts(
         total=task / target_count + objective.beta * kl / valid_count,
         task_sum=task.detach(),
-        last_sum=ce[-1].detach().sum(),
+        last_sum=ce.sum(),
         expected_steps=expected,
     )
+
+
+def _sampled(targets: Tensor, stride: int) -> Tensor:
+    """Targets whose early steps are trained, (B, T) bool: a fixed 1/stride of them.
+
+    The choice depends on position and label alone, so that it is the same however a batch is cut
+    into micro-batches.
+    """
+    position = torch.arange(targets.shape[1], device=targets.device)
+    return (targets + position) % stride == 0

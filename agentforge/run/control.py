@@ -56,8 +56,6 @@ Request = Literal["checkpoint", "suspend", "finish", "abort"]
 REQUESTS: tuple[Request, ...] = ("checkpoint", "suspend", "finish", "abort")
 
 POLL_S = 0.05
-START_SLACK_S = 0.02
-"""A process's start is known to one clock tick of 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class Control:
         self._config = config
         self._emit = emit
         self._manifest = manifest
-        started = started_at() - START_SLACK_S if engine_started is None else engine_started
+        started = started_at() if engine_started is None else engine_started
         self._engine_started = started
         self._poll_s = poll_s
         self._reader = CommandReader(layout.control)

@@ -92,6 +92,8 @@ class RunLock:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         _HELD.discard(self)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._handle, fcntl.LOCK_UN)  # a child that was just forked has it open
         os.close(self._handle)
         self._handle = -1
 

@@ -77,7 +77,7 @@ def boot_id() -> str:
 
 
 def started_at() -> float:
-    """When this process was started, in seconds since the epoch, to about 10 ms."""
+    """When this process was started, in seconds since the epoch; up to 10 ms early, never late."""
     if sys.platform == "linux":
         mark = start_mark(os.getpid())
         if mark is not None:

@@ -96,13 +96,12 @@ def notice(event: Event) -> str | None:
 def step_line(event: StepDone, progress: Progress | None) -> str:
     """The figures of one step in one line."""
     text = (
-        f"{event.phase} {event.model} step {event.step}/{event.steps} loss {event.loss:.3f} "
-        f"lr {event.lr:.2e} {event.tokens_per_s:,.0f} tok/s"
+        f"{event.phase} {event.model} step {event.step}/{event.steps} "
+        f"loss {_figure(event.loss, 3)} lr {event.lr:.2e} {_figure(event.tokens_per_s, 0)} tok/s"
     )
     if progress is not None and progress.phase == event.phase and progress.total > 0:
         text += f", phase {100 * progress.done / progress.total:.0f} %"
-        if progress.eta_s >= 0:
-            text += f", {duration_text(progress.eta_s)} left"
+        text += _left(progress)
     return text
 
 
@@ -206,9 +205,9 @@ class LiveProgress:
         self._bar.stop()
 
     def _step(self, event: StepDone) -> None:
-        figures = f"loss {event.loss:.3f} {event.tokens_per_s:,.0f} tok/s"
-        if self._progress is not None and self._progress.eta_s >= 0:
-            figures += f" {duration_text(self._progress.eta_s)} left"
+        figures = f"loss {_figure(event.loss, 3)} {_figure(event.tokens_per_s, 0)} tok/s"
+        if self._progress is not None:
+            figures += _left(self._progress)
         self._bar.update(self._task, completed=event.step, total=event.steps, figures=figures)
 
 
@@ -221,6 +220,16 @@ def make_progress(stream: TextIO) -> ProgressSink:
         if console.is_terminal and not console.is_dumb_terminal:
             return LiveProgress(console)
     return PlainProgress(stream)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    """A number; what was not finite comes out of the log as None."""
+    return "nan" if value is None else f"{value:,.{digits}f}"
+
+
+def _left(progress: Progress) -> str:
+    eta: float | None = progress.eta_s
+    return f", {duration_text(eta)} left" if eta is not None and eta >= 0 else ""
 
 
 def _place(phase: str, stage: str, model: str) -> str:

@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"a hub", body)
             return
         match = re.match(
-            r"/(?:api/)?datasets/([^/]+/[^/]+)/(revision|tree|paths-info|resolve)/"
+            r"/(?:api/)?(?:datasets/)?([^/]+/[^/]+)/(revision|tree|paths-info|resolve)/"
             r"(refs/convert/parquet|[^/]+)/?(.*)$",
             path,
         )

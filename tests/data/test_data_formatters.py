@@ -243,7 +243,9 @@ def test_wikitext_blank_rows_headings_and_token_marks() -> None:
     assert skipped(language.wikitext, text=" \n") == "blank"
     assert skipped(language.wikitext, text=" = Title = \n") == "heading"
     assert skipped(language.wikitext, text=" = = = Deep one = = = \n") == "heading"
-    made = run(language.wikitext, text=" In 1 @,@ 200 well @-@ known ( old ) men 's huts , all . \n")
+    made = run(
+        language.wikitext, text=" In 1 @,@ 200 well @-@ known ( old ) men 's huts , all . \n"
+    )
     assert made.answer == "In 1,200 well-known (old) men's huts, all."
     assert (made.prompt, made.category) == ("", "language")
 

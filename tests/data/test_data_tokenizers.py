@@ -15,11 +15,11 @@ from agentforge.data.tokenizers import TextTokenizer, load_gpt2, load_saved
 from agentforge.errors import DataError
 
 
-def word_tokenizer(*extra: str) -> Tokenizer:
-    words = ["<unk>", "<pad>", "<end>", "a", "b", *extra]
+def word_tokenizer() -> Tokenizer:
+    words = ["<unk>", "<pad>", "<end>", "a", "b"]
     model = models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # splits "<end>" in three
     return tokenizer
 
 
@@ -46,9 +46,11 @@ def test_spelled_out_special_tokens_are_plain_text_unless_allowed() -> None:
     assert wrapped.encode_batch([text, ""]) == [wrapped.encode(text), []]
 
 
-def test_a_vocabulary_that_holds_a_special_token_as_a_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="<step>"):
-        TextTokenizer(word_tokenizer("<step>"), "words", eos="<end>", pad="<pad>")
+def test_a_tokenizer_that_reads_typed_special_tokens_as_words_is_refused() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(ValueError, match="reads plain text '<end>' as a special id"):
+        TextTokenizer(tokenizer, "words", eos="<end>", pad="<pad>")
 
 
 def test_eos_and_pad_must_exist() -> None:
@@ -71,7 +73,8 @@ def test_gpt2_has_the_documented_ids(gpt2: TextTokenizer) -> None:
 
 @pytest.mark.records
 @pytest.mark.parametrize(
-    "text", ["", " ", "a\n\n  b\t", "naïve café 12,345.6", "日本 🙂", "<|endoftext|> <step>[thinking]"]
+    "text",
+    ["", " ", "a\n\n  b\t", "naïve café 12,345.6", "日本 🙂", "<|endoftext|> <step>[thinking]"],
 )
 def test_gpt2_decodes_what_it_encodes(gpt2: TextTokenizer, text: str) -> None:
     ids = gpt2.encode(text)

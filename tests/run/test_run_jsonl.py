@@ -215,11 +215,15 @@ def test_a_full_disk_stops_the_run_and_still_takes_the_last_word(small_disk: Pat
     tee = TeeSink(JsonlSink(path))
     tee.emit(say("before"))
     (small_disk / "ballast").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * 4096))
-    written = 0
-    with pytest.raises(DiskFullError, match=r"events\.jsonl") as caught:
+    written: list[int] = []
+
+    def write_on() -> None:
         for i in range(1000):  # the last page of the file has some room left
             tee.emit(say(f"{i} " + "y" * 200))
-            written += 1
+            written.append(i)
+
+    with pytest.raises(DiskFullError, match=r"events\.jsonl") as caught:
+        write_on()
     assert "--resume" in caught.value.remedy
     assert (small_disk / "ballast").stat().st_size > 500_000
     tee.emit(RunEnded(state="suspended", reason="disk full", exit_code=3))
@@ -227,7 +231,7 @@ def test_a_full_disk_stops_the_run_and_still_takes_the_last_word(small_disk: Pat
     events = list(read_events(path))
     assert isinstance(events[-1].event, RunEnded)
     # The event that met the full disk is there too: the reserve took it.
-    assert [s.seq for s in events] == list(range(written + 3))
+    assert [s.seq for s in events] == list(range(len(written) + 3))
     assert path.read_bytes().endswith(b"\n")
     with pytest.raises(DiskFullError):
         JsonlSink(small_disk / "other.jsonl")

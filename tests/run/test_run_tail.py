@@ -120,7 +120,7 @@ def test_any_bytes_are_no_event(data: bytes) -> None:
     assert decode_line(data) is None or b'"kind"' in data
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_any_fields_of_a_known_kind_never_raise(kind: str, data: st.DataObject) -> None:
     import dataclasses

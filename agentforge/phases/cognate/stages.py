@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentforge.config.schema import (
     SPECIALTIES,
@@ -62,7 +62,7 @@ def base_stage(config: RunConfig) -> Stage:
         steps=base.steps,
         mix=base.mix,
         optim=phase.optim,
-        objective=HaltingObjective(base.halting_prior, phase.halting_beta),
+        objective=_objective(config, base.halting_prior),
         train_behaviour=behaviour,
         behaviour=behaviour,
         seed=config.seed,
@@ -107,7 +107,7 @@ def _specialist(config: RunConfig, specialty: Specialty, apart: bool) -> Stage:
         steps=chosen.steps,
         mix=mix,
         optim=optim,
-        objective=HaltingObjective(prior, phase.halting_beta),
+        objective=_objective(config, prior),
         train_behaviour=behaviour,
         behaviour=behaviour,
         seed=config.seed * 1000 + chosen.seed,
@@ -132,7 +132,7 @@ def ablation_stage(config: RunConfig, name: AblationName, steps: int) -> Stage:
         behaviour = Behaviour(behaviour.halting_threshold, behaviour.write_budget, 1)
     elif name == "halting_off":
         behaviour = Behaviour(2.0, behaviour.write_budget)
-        objective = HaltingObjective(objective.prior, 0.0, enabled=False)
+        objective = replace(objective, beta=0.0, enabled=False)
     else:
         optim = optim.model_copy(update={"grokfast_lambda": 0.0})
     return Stage(
@@ -146,3 +146,8 @@ def ablation_stage(config: RunConfig, name: AblationName, steps: int) -> Stage:
         behaviour=behaviour,
         seed=base.seed,
     )
+
+
+def _objective(config: RunConfig, prior: float) -> HaltingObjective:
+    phase = config.cognate
+    return HaltingObjective(prior, phase.halting_beta, early_stride=phase.early_stride)
