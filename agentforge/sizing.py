@@ -172,8 +172,8 @@ class TrainingMemory:
         per_token: Activations of one token, kept for the backward pass.
         per_token_checkpointed: The same with gradient checkpointing, block inputs only.
         recompute_per_token: One block's activations, which checkpointing recomputes.
-        per_logit_token: Logits of one target token, their log-softmax and gradient (fp32), of all
-            recursion steps.
+        per_logit_token: Logits of one target token in fp32, which become their gradient in place,
+            and one more copy (autocast, gathering).
     """
 
     state: int
@@ -215,7 +215,7 @@ def training_memory(
         recompute_per_token=int(
             BACKWARD_MARGIN * (block + (memory if config.memory.layers else 0))
         ),
-        per_logit_token=12 * vocab_size * steps,
+        per_logit_token=8 * vocab_size,
     )
 
 

@@ -2,7 +2,7 @@
 
 The loss sum_t w_t CE_t is linear in the CE_t and the weights are known beforehand, so that the
 gradients for features and table can be formed while a chunk's logits exist: one pass over the
-vocabulary instead of three, and memory for one chunk (the idea of Liger's fused linear cross-entropy,
+vocabulary instead of three, and memory for one chunk (the idea of Liger's fused cross-entropy,
 arXiv 2410.10989, with a weight per token). With early steps trained on every fourth target, a
 training step over GPT-2's vocabulary is 3.2 times as fast on a CPU as with checkpointed chunks.
 """

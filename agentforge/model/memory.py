@@ -4,7 +4,7 @@ Per token with key k, query q, value v and data-dependent theta (write), eta (mo
 (forgetting), in our notation:
 
     l(W)  = 1/2 ||W k - v||^2                       associative loss
-    S_t   = eta_t S_{t-1} - theta_t grad l(W_c)     surprise with momentum
+    S_t   = eta_t S_{t-1} - theta_t grad l(W_c)     surprise with momentum, |v - W_c k| limited
     W_t   = (1 - alpha_t) W_{t-1} + S_t             write
     y_t   = W_t q_t                                 read, own write included
 
@@ -26,6 +26,14 @@ from agentforge.config.schema import MemoryConfig
 from agentforge.model.linear import Projection, project
 from agentforge.model.norm import RMSNorm
 from agentforge.model.record import ForwardRecord
+
+ERROR_LIMIT = 16.0
+"""Longest prediction error |v - W_c k| that is written, in units of sqrt(M).
+
+Equal keys within a chunk all correct the same error of the chunk's start: a chunk of 16 overshoots
+sixteenfold, and one token repeated 700 times (a table's rule, white space) made the 25M shapes NaN.
+The built-in world's questions stay below 6.4, so that nothing changes for ordinary text.
+"""
 
 
 @dataclass(slots=True)
@@ -81,7 +89,7 @@ def recurrent_memory(x: MemoryInputs, state: MemoryState, chunk: int) -> Tensor:
         if state.position % chunk == 0:
             state.chunk_weight = state.weight
         k, v = x.key[:, t], x.value[:, t]
-        error = v - (state.chunk_weight @ k[..., None])[..., 0]
+        error = _limited(v - (state.chunk_weight @ k[..., None])[..., 0])
         surprise = (x.theta[:, t, None] * error)[..., None] * k[:, None, :]
         state.momentum = x.log_eta[:, t].exp()[:, None, None] * state.momentum + surprise
         keep = x.log_keep[:, t].exp()[:, None, None]
@@ -114,7 +122,7 @@ def chunked_memory(x: MemoryInputs, chunk: int) -> tuple[Tensor, Tensor]:
         decay_eta = _decay(log_eta, future)
         share = decay_keep @ decay_eta
         error = v if weight is None else v - k @ weight.transpose(1, 2)
-        write = x.theta[:, part, None] * error
+        write = x.theta[:, part, None] * _limited(error)
         y = (share * (q @ k.transpose(1, 2))) @ write
         from_momentum = decay_keep @ log_eta.exp()[..., None]
         if weight is not None and momentum is not None:
@@ -133,6 +141,12 @@ def chunked_memory(x: MemoryInputs, chunk: int) -> tuple[Tensor, Tensor]:
     return torch.cat(reads, dim=1), torch.cat(errors, dim=1)
 
 
+def _limited(error: Tensor) -> Tensor:
+    """Prediction errors (..., M) shortened to `ERROR_LIMIT`; shorter ones keep every bit."""
+    longest = ERROR_LIMIT * error.shape[-1] ** 0.5
+    return error * (longest / error.norm(dim=-1, keepdim=True).clamp(min=longest))
+
+
 def _decay(log_cumulative: Tensor, future: Tensor) -> Tensor:
     """exp(L_t - L_s) for s <= t, else 0; masked before exp, which would overflow. (B, c, c)."""
     gap = log_cumulative[:, :, None] - log_cumulative[:, None, :]
@@ -143,7 +157,8 @@ class NeuralMemory(nn.Module):
     """Projections, gates and read-out around the recurrence.
 
     Keys, queries and values are one projection, mixed over the last three tokens by a depthwise
-    causal filter, SiLU; keys and queries have unit length, so that theta <= 1 is a stable step.
+    causal filter, SiLU; keys and queries have unit length, so that theta <= 1 is a stable step
+    (at chunk 1; see `ERROR_LIMIT` for longer chunks).
     At the start theta is budget/2, eta .27 and alpha .018 (decay bias -4: near .5 the memory would
     forget within three tokens).
     """

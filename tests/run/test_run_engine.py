@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from waiting import wait_for
 
 from agentforge.config.schema import RunConfig
 from agentforge.errors import ExitCode, RunError

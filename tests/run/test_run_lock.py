@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import wait_for
+from waiting import wait_for
 
 from agentforge.errors import PreflightError, RunError
 from agentforge.events import Event, Heartbeat
@@ -36,11 +36,18 @@ time.sleep(60)
 """
 
 
-FORKING_HOLDER = HOLDER.replace(
-    "print(",
-    "import os\nif os.fork() == 0:\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    "    os._exit(0)\nNone if True else print(",
-)
+FORKING_HOLDER = """
+import os, sys, time
+from pathlib import Path
+from agentforge.run.layout import RunLayout
+from agentforge.run.lock import RunLock
+lock = RunLock(RunLayout(Path(sys.argv[1])))
+if os.fork() == 0:
+    print("held", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+time.sleep(60)
+"""
 
 
 def start_holder(layout: RunLayout, environment: dict[str, str]) -> subprocess.Popen[bytes]:
