@@ -31,8 +31,8 @@ from agentforge.config.schema import RunConfig
 from agentforge.errors import ConfigError
 
 ENV_PREFIX = "AGENTFORGE_"
-RESERVED_ENV = frozenset({"AGENTFORGE_TEST_DATA", "AGENTFORGE_RUN_DIR"})
-"""Variables of that prefix that are not configuration keys."""
+RESERVED_ENV = frozenset({"AGENTFORGE_TEST_DATA", "AGENTFORGE_KILL_TRIALS"})
+"""Variables of that prefix that are not configuration keys: they belong to the tests."""
 
 DEFAULT_PRESET = "demo"
 RECORDS_PRESET = "laptop"

@@ -35,13 +35,13 @@ def log_halting(logits: Tensor) -> Tensor:
     """Log of the halting distribution.
 
     Args:
-        logits: (R - 1, ...) halting logits of all steps but the last.
+        logits: (R - 1, ...) halting logits of all steps but the last; none for R = 1.
 
     Returns:
         (R, ...) log p_n; p sums to 1 over the first dimension.
     """
     stop, go = F.logsigmoid(logits), F.logsigmoid(-logits)
-    survival = torch.cat([torch.zeros_like(go[:1]), go.cumsum(0)])
+    survival = torch.cat([go.new_zeros(1, *go.shape[1:]), go.cumsum(0)])
     return torch.cat([survival[:-1] + stop, survival[-1:]])
 
 

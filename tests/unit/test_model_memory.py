@@ -142,14 +142,14 @@ def module(chunk: int = 4) -> NeuralMemory:
     memory = NeuralMemory(12, MemoryConfig(layers=(0,), width=8, chunk=chunk, gate_rank=2), 1e-6)
     with torch.no_grad():
         memory.rates.weight.normal_(std=0.5)
-    return memory.double()
+    return memory
 
 
 def test_every_forward_starts_with_an_empty_memory() -> None:
     memory = module()
-    x = torch.randn(3, 10, 12, dtype=torch.float64)
+    x = torch.randn(3, 10, 12)
     first = memory(x, 1.0)
-    memory(torch.randn(3, 10, 12, dtype=torch.float64), 1.0)
+    memory(torch.randn(3, 10, 12), 1.0)
     assert torch.equal(memory(x, 1.0), first)
     order = [2, 0, 1]
     torch.testing.assert_close(memory(x[order], 1.0), first[order], rtol=0, atol=1e-6)
@@ -157,7 +157,7 @@ def test_every_forward_starts_with_an_empty_memory() -> None:
 
 def test_the_memory_is_causal_and_reads_its_own_write() -> None:
     memory = module()
-    x = torch.randn(1, 14, 12, dtype=torch.float64)
+    x = torch.randn(1, 14, 12)
     for t in (0, 3, 4, 9, 13):
         changed = x.clone()
         changed[:, t] += 1.0
@@ -168,7 +168,7 @@ def test_the_memory_is_causal_and_reads_its_own_write() -> None:
 
 def test_budget_bounds_every_write_and_the_record_counts_real_tokens_only() -> None:
     memory = module()
-    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    x = torch.randn(2, 9, 12)
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[1, 5:] = False
     record = ForwardRecord(valid=valid)
@@ -213,7 +213,7 @@ def test_long_sequences_do_not_blow_up(chunk: int, different: int) -> None:
 
 def test_one_token_repeated_leaves_finite_reads_and_gradients() -> None:
     """Equal keys all correct the same error of the chunk's start; without a limit this is NaN."""
-    memory = module(chunk=16).float()
+    memory = module(chunk=16)
     x = torch.randn(1, 1, 12).repeat(1, 1024, 1).requires_grad_()
     memory(x, 1.0).square().mean().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
