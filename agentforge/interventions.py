@@ -63,5 +63,6 @@ def decide(alert: Alert, context: RunContext) -> str:
     else:
         chosen = {"auto": alert.recommended, "stop": "stop", "ignore": "continue"}[policy]
         by = f"on_alert={policy}"
+        context.control.settle(alert.id)
     context.emit(ActionTaken(alert_id=alert.id, action=chosen, by=by))
     return chosen

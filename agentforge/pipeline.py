@@ -12,6 +12,7 @@ from agentforge.data.prepare import run_tokenizer
 from agentforge.errors import ExitCode
 from agentforge.events import Alert, LogLine, PhaseEnded, PhaseStarted, TableDone
 from agentforge.gates import missed
+from agentforge.gpu import wait_for_gpu
 from agentforge.hardware import ResourceSampler, measure_machine
 from agentforge.model.count import count_parameters
 from agentforge.phases.cognate.phase import run_cognate
@@ -21,6 +22,7 @@ from agentforge.resources import TrainingResources, resolve_training
 from agentforge.run.context import RunContext
 from agentforge.run.manifest import Resolved
 from agentforge.run.storage import directory_bytes
+from agentforge.sizing import longest_sequence, training_memory
 
 PHASE_FUNCTIONS = {"cognate": run_cognate}
 
@@ -51,26 +53,33 @@ def run_pipeline(context: RunContext) -> int:
 
 
 def _resources(context: RunContext, device: str | None = None) -> TrainingResources:
-    """Resolve everything that is "auto" and write it to the manifest with its reason."""
+    """Resolve everything that is "auto", wait for a busy card, and note values with reasons.
+
+    A resumed run keeps the values it began with: another micro-batch would change the last bits.
+    """
     config = context.config
     wanted = config.resources
     if device is not None:
         wanted = ResourceConfig(**wanted.model_dump() | {"device": device})
+    elif context.resumed:
+        wanted = _as_before(context, wanted)
     threads = wanted.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     vocab_size = run_tokenizer(config).vocab_size
     count = count_parameters(config.model, vocab_size)
-    length = config.data.sequence_length
-    if config.data.source == "world":
-        length = config.model.context
+    need = training_memory(config.model, count.total, vocab_size)
+    machine = measure_machine(wanted.device)
+    if machine.cuda:
+        wait_for_gpu(need.state, timeout_s=wanted.gpu_wait_s, emit=context.emit)
+        machine = measure_machine(wanted.device)
     resources = resolve_training(
         wanted,
         config.model,
         n_params=count.total,
         vocab_size=vocab_size,
         batch_size=config.cognate.batch_size,
-        sequence_length=length,
-        machine=measure_machine(wanted.device),
+        sequence_length=longest_sequence(config),
+        machine=machine,
         grokfast=config.cognate.optim.grokfast_lambda > 0,
     )
     resolved = context.manifest.resolved
@@ -83,6 +92,25 @@ def _resources(context: RunContext, device: str | None = None) -> TrainingResour
     for line in resources.lines():
         context.emit(LogLine(level="info", source="resources", text=line))
     return resources
+
+
+def _as_before(context: RunContext, wanted: ResourceConfig) -> ResourceConfig:
+    """What the run's first engine resolved, where the configuration says "auto"."""
+    values = wanted.model_dump()
+    noted = {
+        name.removeprefix("resources."): r.value
+        for name, r in context.manifest.resolved.items()
+        if name.startswith("resources.")
+    }
+    checkpointing = noted.get("gradient_checkpointing")
+    if values["gradient_checkpointing"] == "auto" and isinstance(checkpointing, bool):
+        values["gradient_checkpointing"] = "on" if checkpointing else "off"
+    if values["precision"] == "auto" and noted.get("device") == "cpu":
+        values["precision"] = noted.get("precision", "auto")
+    for name in ("micro_batch_tokens", "vocab_chunk", "threads"):
+        if not values[name] and isinstance(noted.get(name), int):
+            values[name] = noted[name]
+    return ResourceConfig(**values)
 
 
 def _run_phase(context: RunContext, phase: str, resources: TrainingResources) -> None:

@@ -207,6 +207,12 @@ class SpecialistConfig(Section):
     lr_share: float = Field(0.5, gt=0, le=10, description="Learning rates relative to the base's.")
     warmup_steps: int = Field(15, ge=0, description="Warm-up after branching.")
 
+    @model_validator(mode="after")
+    def _own_share(self) -> SpecialistConfig:
+        if self.mix.get(self.skill, 0.0) <= 0:
+            raise ValueError(f"the mix {self.mix} has no share of its own skill {self.skill!r}")
+        return self
+
 
 class BaseModelConfig(Section):
     """The common trunk all three specialists branch from."""
@@ -223,6 +229,12 @@ class BaseModelConfig(Section):
     halting_prior: float = Field(0.4, gt=0, lt=1, description="The middle prior.")
     halting_threshold: float = Field(0.5, gt=0, le=1.0, description="As the memory specialist's.")
     write_budget: float = Field(1.0, gt=0, le=1.0, description="Largest memory write of one token.")
+
+    @model_validator(mode="after")
+    def _some_share(self) -> BaseModelConfig:
+        if sum(self.mix.values()) <= 0:
+            raise ValueError(f"the mix {self.mix} has no share above 0")
+        return self
 
 
 AblationName = Literal["memory_off", "one_step", "halting_off", "grokfast_off"]

@@ -9,6 +9,11 @@ from torch.nn import functional as F
 from agentforge.model.norm import RMSNorm
 
 
+TABLE_STD = 0.1
+"""Scale of a fresh table. AdamW moves every entry by about its learning rate a step: at scale 1 the
+50,269 rows hardly turned in 100,000 tokens (loss 9.4 against 6.8 nats at 0.1)."""
+
+
 class FactorisedEmbedding(nn.Module):
     """A (V, r) table with r -> d and d -> r maps; the same table reads in and out.
 
@@ -17,11 +22,11 @@ class FactorisedEmbedding(nn.Module):
 
     def __init__(self, vocab_size: int, rank: int, d_model: int, eps: float) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.randn(vocab_size, rank))
+        self.table = nn.Parameter(TABLE_STD * torch.randn(vocab_size, rank))
         self.up = nn.Linear(rank, d_model, bias=False)
         self.norm = RMSNorm(d_model, eps)
         self.down = nn.Linear(d_model, rank, bias=False)
-        nn.init.normal_(self.up.weight, std=rank**-0.5)
+        nn.init.normal_(self.up.weight, std=rank**-0.5 / TABLE_STD)
         nn.init.normal_(self.down.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:

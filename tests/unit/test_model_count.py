@@ -10,6 +10,7 @@ from tiny_models import tiny_config, tiny_model
 
 from agentforge.config.load import load_config
 from agentforge.config.schema import ModelConfig
+from agentforge.model.behaviour import Behaviour
 from agentforge.model.count import ParameterCount, count_model, count_parameters
 from agentforge.model.language_model import CognateLM
 from agentforge.model.linear import Projection
@@ -27,18 +28,20 @@ def preset(name: str) -> ModelConfig:
 def test_the_25m_model_in_numbers() -> None:
     count = count_parameters(preset("full"), GPT2_WITH_THINKING)
     assert count == ParameterCount(
-        total=FULL_TOTAL,
-        embedding=50_269 * 96,
-        embedding_maps=2 * 96 * 512,
-        attention=8 * 4 * 512 * 512,
-        ffn=8 * 3 * 512 * 896,
-        memory=3 * 512 * 256 + 256 * 512,
-        answer=512 * 512,
-        gates=FULL_GATES,
-        halting=512 + 512 + 1,
-        norms=FULL_NORMS,
-        packed_bytes=FULL_PACKED,
+        total=25_141_476,
+        embedding=4_825_824,  # 50,269 x 96
+        embedding_maps=98_304,  # 96 x 512, there and back
+        attention=8_388_608,  # 8 blocks x 4 x 512 x 512
+        ffn=11_010_048,  # 8 blocks x 3 x 512 x 896
+        memory=524_288,  # 4 x 512 x 256
+        answer=262_144,  # 512 x 512
+        gates=20_739,  # 2 x 512 x 16 + 512, filter 3 x 768, rates 3 x 512 + 3
+        halting=1_025,
+        norms=10_496,  # 16 x 512, memory 256, head, latent, and two injections of 512 each
+        packed_bytes=14_959_292,  # 20,185,088 codes / 4 + 61 scales x 4 + 4,956,388 x 2
     )
+    assert count.ternary == 20_185_088
+    assert count.fp16 == 4_956_388
     assert 24e6 < count.total < 26e6
     assert 0.15 <= count.embedding / count.total <= 0.20
     assert 0.15 <= (count.embedding + count.embedding_maps) / count.total <= 0.20
@@ -132,10 +135,5 @@ def test_odd_configurations_count_too(changes: dict[str, object]) -> None:
     count = count_model(model)
     assert count.total == sum(p.numel() for p in model.parameters())
     assert (count.memory > 0) is bool(model.config.memory.layers)
-    model.answers(torch.zeros(1, 3, dtype=torch.int64), _behaviour())[-1].sum().backward()
+    model.answers(torch.zeros(1, 3, dtype=torch.int64), Behaviour())[-1].sum().backward()
 
-
-def _behaviour() -> object:
-    from agentforge.model.behaviour import Behaviour
-
-    return Behaviour()
