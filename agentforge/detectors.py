@@ -38,6 +38,11 @@ class LossWatch:
         """Forget everything: the data changed, or an intervention was made."""
         self._losses.clear()
 
+    def recent(self, count: int = 10) -> float:
+        """Mean of the last losses; NaN when there are none."""
+        last = list(self._losses)[-count:]
+        return sum(last) / len(last) if last else float("nan")
+
     def slope(self) -> float | None:
         """Least-squares rise per step over a full divergence window, else None."""
         n = self.divergence_window

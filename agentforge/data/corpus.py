@@ -86,11 +86,9 @@ def encode(
                     difficulty.append(example.difficulty)
             continue
         answer = [*answer, tokenizer.eos_id]
-        if len(answer) >= max_length:
-            answer = answer[: max_length - 1]
-        room = max_length - len(answer)
-        cut += len(prompt) > room or len(answer) + 1 > max_length
-        prompt = prompt[-room:]
+        cut += len(prompt) + len(answer) > max_length
+        answer = answer[: max_length - 1]
+        prompt = prompt[-(max_length - len(answer)) :]
         items.append(prompt + answer)
         first.append(1 if train_on_prompts else len(prompt))
         difficulty.append(example.difficulty)

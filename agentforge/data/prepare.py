@@ -123,7 +123,7 @@ def _records(config: RunConfig, tokenizer: TextTokenizer) -> Prepared:
                 )
             )
         for split, corpora in held_out.items():
-            examples = list(loaded.examples[split])[: config.data.eval_records]
+            examples = list(loaded.examples[split])[: _most(config, split)]
             if examples:
                 corpora[name] = encode(name, category, examples, tokenizer, limit, everything)
             if split == "report":
@@ -131,3 +131,9 @@ def _records(config: RunConfig, tokenizer: TextTokenizer) -> Prepared:
     return Prepared(
         tokenizer, train, held_out, report, tuple(sources), inventory, config.data.replay
     )
+
+
+def _most(config: RunConfig, split: Split) -> int:
+    """Records per dataset that are measured; the search split is looked at after every training."""
+    most = config.data.eval_records
+    return max(8, most // 4) if split == "search" else most

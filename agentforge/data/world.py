@@ -8,7 +8,7 @@ that time):
     recall    remember 4 7 1. <a sentence> what did i say?       -> 4 7 1.      (memory)
     reverse   reverse 5 2 7 1.                                   -> 1 7 2 5.    (speed)
 
-In `recall` the digits lie 19 tokens and more before the position that must produce them, which is
+In `recall` the digits lie 21 tokens and more before the position that must produce them, which is
 outside the attention window of the built-in preset. Two more kinds are learned along and reported,
 not gated: `dialogue`, two turns whose second needs the first, and `story`, plain sentences for
 perplexity.
@@ -53,7 +53,7 @@ def _place(rng: random.Random) -> str:
 
 
 def sentence(rng: random.Random) -> str:
-    """One plain sentence of 10 to 13 words."""
+    """One plain sentence of 11 to 13 words."""
     form = rng.randrange(3)
     if form == 0:
         return f"{_animal(rng)} {rng.choice(_VERBS)} {_animal(rng)} {_place(rng)}."

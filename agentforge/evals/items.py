@@ -16,8 +16,9 @@ from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
 from agentforge.model.record import ForwardRecord
 
-LOGIT_BYTES = 256e6
-"""Logits that exist at once while measuring: 1,272 positions of GPT-2's vocabulary in fp32."""
+LOGIT_BYTES = 25e6
+"""Logits that exist at once while measuring: 124 positions of GPT-2's vocabulary in fp32. Larger
+buffers come from the system as new pages every time, which costs more than the product."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def weighted_cross_entropy(
@@ -46,10 +45,14 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_features = torch.empty_like(features) if wanted else None
         grad_table = torch.zeros_like(table) if wanted else None
+        # Fresh buffers of this size cost more than the product itself: every one is new pages.
+        rows = table.to(features.dtype)
+        buffer = rows.new_empty(min(chunk, labels.shape[0]), rows.shape[0])
         for start in range(0, labels.shape[0], chunk):
             part = slice(start, start + chunk)
             label = labels[part, None]
-            logits = F.linear(features[part], table).float()
+            product = torch.mm(features[part], rows.t(), out=buffer[: label.shape[0]])
+            logits = product.float()
             right = logits.gather(1, label)[:, 0]
             largest = logits.amax(-1)
             total = logits.sub_(largest[:, None]).exp_().sum(-1)
@@ -59,8 +62,11 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 logits.mul_((weight / total)[:, None])
                 logits.scatter_add_(1, label, -weight[:, None])
                 gradient = logits.to(features.dtype)
-                grad_features[part] = gradient @ table.to(features.dtype)
-                grad_table += (gradient.t() @ features[part]).to(table.dtype)
+                torch.mm(gradient, rows, out=grad_features[part])
+                if table.dtype == features.dtype:
+                    grad_table.addmm_(gradient.t(), features[part])
+                else:
+                    grad_table += (gradient.t() @ features[part]).to(table.dtype)
         ctx.save_for_backward(ce, grad_features, grad_table)
         ctx.mark_non_differentiable(ce)
         return (weights * ce).sum(), ce

@@ -144,7 +144,8 @@ def chunked_memory(x: MemoryInputs, chunk: int) -> tuple[Tensor, Tensor]:
 def _limited(error: Tensor) -> Tensor:
     """Prediction errors (..., M) shortened to `ERROR_LIMIT`; shorter ones keep every bit."""
     longest = ERROR_LIMIT * error.shape[-1] ** 0.5
-    return error * (longest / error.norm(dim=-1, keepdim=True).clamp(min=longest))
+    shrink: Tensor = longest / error.norm(dim=-1, keepdim=True).clamp(min=longest)
+    return error * shrink
 
 
 def _decay(log_cumulative: Tensor, future: Tensor) -> Tensor:

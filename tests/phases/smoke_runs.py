@@ -56,7 +56,7 @@ def hashes(layout: RunLayout) -> dict[str, str]:
 
 def events(layout: RunLayout, *kinds: str) -> list[Event]:
     """Events of some kinds, in order."""
-    return [s.event for s in read_events(layout.events, kinds or None)]
+    return [s.event for s in read_events(layout.events, kinds)]
 
 
 def lost_steps(layout: RunLayout) -> int:

@@ -66,6 +66,7 @@ def save_trained(
             "mix": json.dumps(dict(stage.mix)),
             "seed": str(stage.seed),
             "steps": str(training.step),
+            "train_loss": repr(training.watch.recent()),
             "shapes": training.model.config.model_dump_json(),
             "vocab_size": str(training.model.vocab_size),
             "tokenizer": tokenizer.fingerprint,

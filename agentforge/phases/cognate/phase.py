@@ -14,8 +14,15 @@ from agentforge.events import AlertAction, EvalDone, LogLine, StageEnded, StageS
 from agentforge.interventions import decide, intervention
 from agentforge.model.count import count_model
 from agentforge.model.language_model import CognateLM
-from agentforge.phases.cognate.artifacts import Trained, forget, load_trained, save_trained
+from agentforge.phases.cognate.artifacts import (
+    Trained,
+    artifact_name,
+    forget,
+    load_trained,
+    save_trained,
+)
 from agentforge.phases.cognate.diversity import diversity
+from agentforge.phases.cognate.figures import final_figures
 from agentforge.phases.cognate.measure import Measured, measure_model
 from agentforge.phases.cognate.results import Results, phase_report, skills_of
 from agentforge.phases.cognate.stages import (
@@ -77,7 +84,7 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
             break
         stage = ablation_stage(config, left_out, base.steps)
         load_weights(model, _trained(bench, stage, model, fresh, "").weights, left_out)
-        ablations[left_out] = _measure(bench, model, stage.model, stage, skills_of(data))
+        ablations[left_out] = _measure(bench, model, stage.model, stage, skills_of(data) or None)
 
     equal: dict[str, Measured] = {}
     tasks: dict[str, TaskResults] = {}
@@ -89,23 +96,24 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
             tasks[name] = _tasks(bench, model, name, trained)
     if config.storage.policy == "minimal":
         forget(context, list(ablations))
-    report = phase_report(
-        Results(
-            config=config,
-            data=data,
-            models=models,
-            measured=measured,
-            equal=equal,
-            ablations=ablations,
-            tasks=tasks,
-            count=count_model(model),
-            search_fitness=_search_fitness(bench, model, base, trunk),
-            hours=_hours(context),
-            disk_bytes=directory_bytes(context.layout.root),
-            notes=_notes(context),
-        )
+    results = Results(
+        config=config,
+        data=data,
+        models=models,
+        measured=measured,
+        equal=equal,
+        ablations=ablations,
+        tasks=tasks,
+        count=count_model(model),
+        search_fitness=_search_fitness(bench, model, base, trunk),
+        hours=_hours(context),
+        disk_bytes=directory_bytes(context.layout.root),
+        file_bytes={n: context.manifest.artifacts[artifact_name(n)].bytes for n in models},
+        notes=_notes(context),
     )
-    return report
+    for figure in final_figures(results):
+        context.emit(figure)
+    return phase_report(results)
 
 
 def _bench(context: RunContext, data: Prepared, resources: TrainingResources) -> Bench:

@@ -42,6 +42,7 @@ class Results:
         search_fitness: Of the base, with its items; None without skills.
         hours: Clock time of the phase.
         disk_bytes: Size of the run directory.
+        file_bytes: Size of each model's file.
         notes: What happened on the way.
     """
 
@@ -56,6 +57,7 @@ class Results:
     search_fitness: tuple[float, int] | None
     hours: float
     disk_bytes: int
+    file_bytes: Mapping[str, int]
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -278,20 +280,23 @@ def _losses(results: Results, baselines: Mapping[str, Mapping[str, float]]) -> T
 
 
 def _ablations(results: Results, skills: list[str]) -> Table:
-    base = results.measured[BASE]
-    rows: list[tuple[Cell, ...]] = [
-        ("full model", *(base.results[s].accuracy for s in skills), base.accuracy(skills), 0.0)
-    ]
-    for name, m in results.ablations.items():
-        gap = 100 * (base.accuracy(skills) - m.accuracy(skills))
-        rows.append((name, *(m.results[s].accuracy for s in skills), m.accuracy(skills), gap))
+    """Exact match by skill; loss by category for real records, whose exact match is near 0."""
+    everyone = {"full model": results.measured[BASE], **results.ablations}
+    if skills:
+        columns, unit = skills, "exact match"
+        values = {n: [m.results[s].accuracy for s in skills] for n, m in everyone.items()}
+    else:
+        parts = category_names(results.data)
+        columns, unit = list(parts), "nats per token, lower is better"
+        values = {n: [m.loss(parts[c])[0] for c in columns] for n, m in everyone.items()}
+    rows: list[tuple[Cell, ...]] = [(n, *v, sum(v) / len(v)) for n, v in values.items()]
     return Table(
         name="ablations",
         title="Ablations",
-        columns=("model", *skills, "mean", "gain of the feature (points)"),
+        columns=("model", *columns, "mean"),
         rows=tuple(rows),
-        note="Trained from the same fresh weights and data order for as many steps as the base; "
-        "one seed, so that differences of a few points are noise.",
+        note=f"Report split, {unit}. Trained from the same fresh weights and data order for as "
+        "many steps as the base.",
     )
 
 
@@ -393,16 +398,17 @@ def _data(data: Prepared) -> Table:
 
 def _verdicts(results: Results, skills: list[str]) -> list[str]:
     """What the ablations say, in words."""
-    notes = []
+    if not skills:
+        return []
     base = results.measured[BASE]
+    notes = []
     for name, m in results.ablations.items():
-        n = sum(len(m.results[s].correct) for s in skills)
-        a, b = base.accuracy(skills), m.accuracy(skills)
-        error = 100 * math.sqrt((a * (1 - a) + b * (1 - b)) / n)
-        gap = 100 * (a - b)
-        verdict = "no gain measured" if gap <= 2 * error else "a gain in this run"
+        a, b = base.correct(skills).astype(float), m.correct(skills).astype(float)
+        gap = 100 * float((a - b).mean())
+        error = 100 * float((a - b).std() / math.sqrt(len(a)))
+        verdict = "a gain in this run" if gap > 2 * error else "no gain in this run"
         notes.append(
-            f"{name}: the full model is {gap:+.1f} points (item s.e. {error:.1f}) against it: "
-            f"{verdict}."
+            f"{name}: the full model is {gap:+.1f} points against it (paired s.e. over items "
+            f"{error:.1f}; one training seed, whose spread is larger): {verdict}."
         )
     return notes
