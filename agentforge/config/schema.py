@@ -261,6 +261,9 @@ class CognateConfig(Section):
     ablations: tuple[AblationName, ...] = Field(
         (), description="Controls trained from scratch for as many steps as the base."
     )
+    side_process: Literal["auto", "on", "off"] = Field(
+        "auto", description="Train the controls in a second process: on a CPU with two cores."
+    )
     eval_batch: int = Field(200, ge=1, description="Sequences measured at once.")
     task_items: int = Field(
         200, ge=0, description="Records per exact-match or choice task (GSM8K, ARC, ...); 0: none."

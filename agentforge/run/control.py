@@ -133,6 +133,8 @@ class Control:
         self._step = 0
         self._signals: list[str] = []
         self._signals_told = 0
+        self.followers: list[RunLayout] = []
+        """Runs that are paused and resumed with this one."""
         self._skip_commands_of_earlier_engines()
 
     @property
@@ -306,6 +308,8 @@ class Control:
 
     def _set_paused(self, *, paused: bool, tell: bool) -> None:
         self._paused = paused
+        for follower in self.followers:
+            append_command(follower, "pause" if paused else "resume", by=self._layout.run_id)
         if tell:
             self._emit(StateChanged(state="paused" if paused else "running"))
 

@@ -1,4 +1,4 @@
-"""A workbench of Phase 1 in a temporary run directory: real context, real checkpoints, no engine."""
+"""A workbench of Phase 1 in a temporary run directory: real context and checkpoints, no engine."""
 
 from __future__ import annotations
 

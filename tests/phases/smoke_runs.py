@@ -73,5 +73,3 @@ def lost_steps(layout: RunLayout) -> int:
 def console(layout: RunLayout) -> str:
     """What the engines printed."""
     return layout.console_log.read_text() if layout.console_log.exists() else ""
-
-

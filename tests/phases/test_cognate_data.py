@@ -1,4 +1,4 @@
-"""From examples to micro-batches: nothing lost, nothing twice, the right targets, the same order."""
+"""From examples to micro-batches: nothing lost, nothing twice, right targets, the same order."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def test_every_item_once_within_the_budget(budget: int) -> None:
         assert int(lengths.max()) == b.ids.shape[1]
         assert int(lengths.max()) <= STRETCH * int(lengths.min())
     assert sum(b.target_count for b in batches) == sum(c.target_count for c in CORPORA.values())
-    assert sum(b.valid_count for b in batches) == sum(len(c.tokens) - len(c) for c in CORPORA.values())
+    assert sum(b.valid_count for b in batches) == sum(
+        len(c.tokens) - len(c) for c in CORPORA.values()
+    )
 
 
 def test_targets_are_the_next_tokens_of_the_answer_only() -> None:
@@ -257,7 +259,7 @@ def test_ngram_baselines_see_exactly_the_models_targets(everything: bool) -> Non
         for k in KINDS
     }
     found: Pairs = target_pairs(corpora.values())
-    assert Counter(zip(found.previous.tolist(), found.token.tolist(), strict=True)) == model_targets(
-        corpora
-    )
+    assert Counter(
+        zip(found.previous.tolist(), found.token.tolist(), strict=True)
+    ) == model_targets(corpora)
     assert len(found.token) == sum(c.target_count for c in corpora.values())

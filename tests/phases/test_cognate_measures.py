@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.phases.cognate_rig import Rig, config_of, equal, weights, world
 from torch.nn import functional as F
 
 from agentforge.config.schema import SPECIALTIES
@@ -25,6 +24,7 @@ from agentforge.phases.cognate.measure import Measured, block_evaluations, measu
 from agentforge.phases.cognate.phase import APART, _too_alike
 from agentforge.phases.cognate.stages import ablation_stage, base_stage, specialist_stages
 from agentforge.run.manifest import Resolved, load_manifest
+from tests.phases.cognate_rig import Rig, config_of, equal, weights, world
 
 torch.set_num_threads(1)
 
@@ -110,7 +110,9 @@ def test_a_models_profile_counts_blocks_and_budget() -> None:
     assert found.profile.block_evaluations == pytest.approx(
         config.n_prelude + config.n_core * config.latent_steps * steps / tokens
     )
-    assert block_evaluations(one, config.recursion_steps) == config.n_prelude + config.recursion_steps
+    assert (
+        block_evaluations(one, config.recursion_steps) == config.n_prelude + config.recursion_steps
+    )
     assert 0 < found.profile.memory_usage < 1
     all_steps = Behaviour(ALL_STEPS, 1.0, recursion_steps=1)
     flat = measure_model("m", one, all_steps, data, "search", 50, only=["total"], timed=False)
@@ -185,9 +187,7 @@ APART_ENOUGH = {"base": 2.0, "reasoning": 3.0, "memory": 2.0, "speed": 1.0}
 IN_RUN = 'gates.not_in_run=["cognate.gsm8k"]'
 
 
-@pytest.mark.parametrize(
-    ("policy", "again"), [("auto", True), ("ignore", False)]
-)
+@pytest.mark.parametrize(("policy", "again"), [("auto", True), ("ignore", False)])
 def test_specialists_that_are_too_alike_are_trained_again_once(
     tmp_path: Path, policy: str, again: bool
 ) -> None:
@@ -275,7 +275,9 @@ def test_specialists_differ_in_data_and_behaviour_never_in_shape() -> None:
 
 def test_further_apart_means_larger_own_shares_and_more_extreme_priors() -> None:
     config = config_of()
-    for before, after in zip(specialist_stages(config), specialist_stages(config, apart=True), strict=True):
+    for before, after in zip(
+        specialist_stages(config), specialist_stages(config, apart=True), strict=True
+    ):
         skill = config.cognate.specialists[before.model].skill  # type: ignore[index]
         total = sum(before.mix.values())
         assert sum(after.mix.values()) == pytest.approx(1.0)
@@ -288,7 +290,10 @@ def test_further_apart_means_larger_own_shares_and_more_extreme_priors() -> None
 def test_ablations_leave_one_thing_out_and_keep_the_rest() -> None:
     config = config_of()
     base = base_stage(config)
-    found = {n: ablation_stage(config, n, 17) for n in ("memory_off", "one_step", "halting_off", "grokfast_off")}
+    found = {
+        n: ablation_stage(config, n, 17)
+        for n in ("memory_off", "one_step", "halting_off", "grokfast_off")
+    }
     for name, stage in found.items():
         assert (stage.model, stage.parent, stage.steps, stage.seed) == (name, None, 17, base.seed)
         assert stage.mix == base.mix

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from tiny_models import random_ids, tiny_model
 
 from agentforge.model.attention import WindowAttention, window_mask
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.record import ForwardRecord
 from agentforge.model.rotary import rotary_tables, rotate
 from agentforge.optim.qk_clip import qk_clip_
+from tests.unit.tiny_models import random_ids, tiny_model
 
 torch.set_num_threads(1)
 

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import VOCAB, random_ids, tiny_model
 
 from agentforge.model.behaviour import ALL_STEPS, Behaviour
+from tests.unit.tiny_models import VOCAB, random_ids, tiny_model
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model
 
 from agentforge.config.load import load_config
 from agentforge.config.schema import ModelConfig
@@ -15,6 +14,7 @@ from agentforge.model.count import ParameterCount, count_model, count_parameters
 from agentforge.model.language_model import CognateLM
 from agentforge.model.linear import Projection
 from agentforge.optim.groups import split_parameters
+from tests.unit.tiny_models import tiny_config, tiny_model
 
 torch.set_num_threads(1)
 
@@ -136,4 +136,3 @@ def test_odd_configurations_count_too(changes: dict[str, object]) -> None:
     assert count.total == sum(p.numel() for p in model.parameters())
     assert (count.memory > 0) is bool(model.config.memory.layers)
     model.answers(torch.zeros(1, 3, dtype=torch.int64), Behaviour())[-1].sum().backward()
-

@@ -37,7 +37,9 @@ def test_value_and_gradients_equal_torchs(n: int, vocab: int, chunk: int) -> Non
     torch.testing.assert_close(total, plain, rtol=1e-5, atol=1e-5)
     leaves = (features, table, weights)
     for a, b in zip(
-        torch.autograd.grad(-2.5 * total, leaves), torch.autograd.grad(-2.5 * plain, leaves), strict=True
+        torch.autograd.grad(-2.5 * total, leaves),
+        torch.autograd.grad(-2.5 * plain, leaves),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
 
@@ -49,9 +51,7 @@ class LargestResult(TorchDispatchMode):
         super().__init__()
         self.vocab, self.rows = vocab, 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] == self.vocab:
             self.rows = max(self.rows, result.shape[0])

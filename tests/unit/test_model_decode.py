@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import VOCAB, random_ids, tiny_model
 
 from agentforge.model.behaviour import ALL_STEPS, Behaviour
 from agentforge.model.decode import Decoder, generate_greedy
 from agentforge.model.language_model import CognateLM
+from tests.unit.tiny_models import VOCAB, random_ids, tiny_model
 
 torch.set_num_threads(1)
 

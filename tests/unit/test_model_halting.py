@@ -8,16 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import random_ids, tiny_model
 
 from agentforge.model.behaviour import ALL_STEPS, Behaviour
 from agentforge.model.halting import HaltingHead, log_halting, log_prior, prior_kl
 from agentforge.model.language_model import CognateLM
+from tests.unit.tiny_models import random_ids, tiny_model
 
 torch.set_num_threads(1)
 
 LOGITS = st.lists(
-    st.floats(-40, 40, allow_nan=False, width=32), min_size=0, max_size=9  # none: one step
+    st.floats(-40, 40, allow_nan=False, width=32),
+    min_size=0,
+    max_size=9,  # none: one step
 )
 
 
@@ -63,7 +65,9 @@ def test_constant_lambda_gives_the_geometric_distribution_cut_off(steps: int, la
     expected = [lam * (1 - lam) ** n for n in range(steps - 1)] + [(1 - lam) ** (steps - 1)]
     torch.testing.assert_close(p[:, 1], torch.tensor(expected, dtype=torch.float64))
     prior = log_prior(steps, lam, torch.device("cpu")).exp().double()
-    torch.testing.assert_close(prior, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        prior, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7
+    )
 
 
 def test_kl_gradient_against_differences() -> None:
@@ -114,7 +118,9 @@ def test_a_head_biased_to_go_on_takes_all_steps(steps: int) -> None:
 
 
 @pytest.mark.parametrize("latent_steps", [1, 2])
-@pytest.mark.parametrize(("bias", "threshold", "expected"), [(0.0, 0.4, 1), (0.0, 0.7, 2), (-1.0, 0.6, 3)])
+@pytest.mark.parametrize(
+    ("bias", "threshold", "expected"), [(0.0, 0.4, 1), (0.0, 0.7, 2), (-1.0, 0.6, 3)]
+)
 def test_halting_at_a_step_gives_the_answer_of_a_run_with_that_many_steps(
     latent_steps: int, bias: float, threshold: float, expected: int
 ) -> None:

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tiny_models import random_ids, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
 from agentforge.model.loss import IGNORE, HaltingObjective, LossParts, training_loss
 from agentforge.model.record import ForwardRecord
+from tests.unit.tiny_models import random_ids, tiny_model
 
 torch.set_num_threads(1)
 

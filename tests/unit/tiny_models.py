@@ -1,4 +1,4 @@
-"""Tiny models for tests of the model: odd shapes, no parameter left at a value that hides a fault."""
+"""Tiny models for tests of the model: odd shapes, no parameter at a value that hides a fault."""
 
 from __future__ import annotations
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
 from agentforge.data.prepare import Prepared, prepare
-from agentforge.errors import RunAborted, RunSuspended
-from agentforge.events import AlertAction, EvalDone, LogLine, StageEnded, StageStarted
+from agentforge.errors import RunSuspended
+from agentforge.events import AlertAction, LogLine, StageEnded, StageStarted
 from agentforge.interventions import decide, intervention
 from agentforge.model.count import count_model
 from agentforge.model.language_model import CognateLM
@@ -18,13 +15,19 @@ from agentforge.phases.cognate.artifacts import (
     Trained,
     artifact_name,
     forget,
-    load_trained,
-    save_trained,
 )
 from agentforge.phases.cognate.diversity import diversity
 from agentforge.phases.cognate.figures import final_figures
 from agentforge.phases.cognate.measure import Measured, measure_model
+from agentforge.phases.cognate.models import (
+    FINISHED_EARLY,
+    between,
+    fresh_model,
+    get_model,
+    make_bench,
+)
 from agentforge.phases.cognate.results import Results, phase_report, skills_of
+from agentforge.phases.cognate.side import start_controls
 from agentforge.phases.cognate.stages import (
     BASE,
     Stage,
@@ -33,16 +36,14 @@ from agentforge.phases.cognate.stages import (
     specialist_stages,
 )
 from agentforge.phases.cognate.tasks import TaskResults, measure_tasks
-from agentforge.phases.cognate.train import PHASE, Bench, restore, save_checkpoint, train
-from agentforge.phases.cognate.training import Training, load_weights, start_training
+from agentforge.phases.cognate.train import PHASE, Bench
+from agentforge.phases.cognate.training import load_weights
 from agentforge.report import PhaseReport
 from agentforge.resources import TrainingResources
-from agentforge.run.checkpoint import CheckpointStore
 from agentforge.run.context import RunContext
 from agentforge.run.manifest import Resolved
 from agentforge.run.storage import directory_bytes
 
-FINISHED_EARLY = "cognate.finished_early"
 APART = "cognate.trained_apart"
 
 TRAIN_APART = AlertAction(
@@ -63,27 +64,33 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
     data = prepare(config)
     _tell_data(context, data)
     data.tokenizer.save(context.layout.artifacts / "tokenizer")
-    torch.manual_seed(config.seed)
-    model = CognateLM(config.model, data.tokenizer.vocab_size)
-    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.to(torch.device(resources.device.value))
-    bench = _bench(context, data, resources)
+    model, fresh = fresh_model(context, data, resources)
+    bench = make_bench(context, data, resources)
 
     trunk = base_stage(config)
-    base = _trained(bench, trunk, model, fresh, "")
-    models, measured = _specialists(bench, model, trunk, base)
-    if _too_alike(bench, measured):
-        forget(context, [name for name in models if name != BASE])
-        context.manifest.resolved[APART] = Resolved(value=True, reason="diversity was too low")
-        context.save_manifest()
+    base = get_model(bench, trunk, model, fresh, "")
+    bench.side = None if bench.finishing else start_controls(context, base.steps)
+    try:
         models, measured = _specialists(bench, model, trunk, base)
+        if _too_alike(bench, measured):
+            forget(context, [name for name in models if name != BASE])
+            context.manifest.resolved[APART] = Resolved(value=True, reason="diversity was too low")
+            context.save_manifest()
+            models, measured = _specialists(bench, model, trunk, base)
+        if bench.side is not None and not bench.finishing:
+            bench.side.wait(lambda: between(bench))
+            bench.side.take_over()
+    finally:
+        if bench.side is not None:
+            bench.side.stop()
 
     ablations: dict[str, Measured] = {}
     for left_out in config.cognate.ablations:
         if bench.finishing:
             break
         stage = ablation_stage(config, left_out, base.steps)
-        load_weights(model, _trained(bench, stage, model, fresh, "").weights, left_out)
+        control = get_model(bench, stage, model, fresh, "")
+        load_weights(model, control.weights, left_out)
         ablations[left_out] = _measure(bench, model, stage.model, stage, skills_of(data) or None)
 
     equal: dict[str, Measured] = {}
@@ -116,24 +123,6 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
     return phase_report(results)
 
 
-def _bench(context: RunContext, data: Prepared, resources: TrainingResources) -> Bench:
-    """The workbench of all trainings of the phase."""
-    config = context.config
-    trunk = base_stage(config)
-    planned = trunk.steps * (1 + len(config.cognate.ablations))
-    planned += sum(stage.steps for stage in specialist_stages(config))
-    bench = Bench(
-        context=context,
-        data=data,
-        resources=resources,
-        store=CheckpointStore(context.layout.checkpoints, config.storage.keep_last),
-        progress=(0, planned),
-        fitness=lambda training: _validate(bench, training),
-        finishing=FINISHED_EARLY in context.manifest.resolved,
-    )
-    return bench
-
-
 def _specialists(
     bench: Bench, model: CognateLM, trunk: Stage, base: Trained
 ) -> tuple[dict[str, Trained], dict[str, Measured]]:
@@ -141,74 +130,12 @@ def _specialists(
     stages = specialist_stages(bench.context.config, APART in bench.context.manifest.resolved)
     models = {BASE: base}
     for stage in stages:
-        models[stage.model] = _trained(bench, stage, model, base.weights, base.sha256)
+        models[stage.model] = get_model(bench, stage, model, base.weights, base.sha256)
     measured = {}
     for stage in (trunk, *stages):
         load_weights(model, models[stage.model].weights, stage.model)
         measured[stage.model] = _measure(bench, model, stage.model, stage, timed=True)
     return models, measured
-
-
-def _trained(
-    bench: Bench, stage: Stage, model: CognateLM, start: Mapping[str, Tensor], base_sha256: str
-) -> Trained:
-    """The stage's model: read back when it is finished, else trained from where it was left."""
-    context, cognate = bench.context, bench.context.config.cognate
-    trained = load_trained(context, stage)
-    if trained is None:
-        load_weights(model, start, stage.parent or "fresh weights")
-        windows = (cognate.divergence_window, cognate.plateau_window)
-        training = start_training(stage, model, bench.data, bench.resources, windows)
-        if not restore(bench, training):
-            save_checkpoint(bench, training)
-        train(bench, training)
-        _finish(bench, training)
-        save_trained(context, training, bench.data.tokenizer, base_sha256)
-        trained = load_trained(context, stage)
-        assert trained is not None
-    bench.progress = (bench.progress[0] + trained.steps, bench.progress[1])
-    return trained
-
-
-def _finish(bench: Bench, training: Training) -> None:
-    """The end of a training: its checkpoint, its fitness, the best one so far."""
-    context = bench.context
-    info = save_checkpoint(bench, training)
-    fitness = _validate(bench, training)
-    if fitness >= bench.best_fitness:
-        bench.best_fitness = fitness
-        bench.store.mark_best(info)
-    if bench.finishing and FINISHED_EARLY not in context.manifest.resolved:
-        reason = f"asked for at step {training.step} of {training.stage.model}"
-        context.manifest.resolved[FINISHED_EARLY] = Resolved(value=True, reason=reason)
-
-
-def _validate(bench: Bench, training: Training) -> float:
-    """Measure a model in training on the search split; returns its fitness.
-
-    Fitness is the mean exact match over the world's skills; real records, whose exact match is
-    near 0 at this size, count exp(-loss) instead.
-    """
-    stage = training.stage
-    found = measure_model(
-        stage.model,
-        training.model,
-        stage.behaviour,
-        bench.data,
-        "search",
-        bench.context.config.cognate.eval_batch,
-        lambda: _between(bench),
-        timed=False,
-    )
-    loss, tokens = found.loss(list(found.results))
-    skills = skills_of(bench.data)
-    fitness = found.accuracy(skills) if skills else float(torch.tensor(-loss).exp())
-    figures = {"val/loss": loss, "val/perplexity": float(torch.tensor(loss).exp())}
-    for name, value in figures.items():
-        _tell(bench, stage.model, name, value, tokens, "search")
-    items = sum(len(found.results[s].correct) for s in skills) if skills else tokens
-    _tell(bench, stage.model, "val/fitness", fitness, items, "search")
-    return fitness
 
 
 def _measure(
@@ -230,7 +157,7 @@ def _measure(
         bench.data,
         "report",
         bench.context.config.cognate.eval_batch,
-        lambda: _between(bench),
+        lambda: between(bench),
         only,
         timed,
     )
@@ -244,7 +171,7 @@ def _tasks(bench: Bench, model: CognateLM, name: str, trained: Trained) -> TaskR
     started = time.perf_counter()
     bench.context.emit(StageStarted(phase=PHASE, stage="tasks", model=name, steps=0))
     items = bench.context.config.cognate.task_items
-    results = measure_tasks(model, trained.behaviour, bench.data, items, lambda: _between(bench))
+    results = measure_tasks(model, trained.behaviour, bench.data, items, lambda: between(bench))
     wall_s = time.perf_counter() - started
     bench.context.emit(StageEnded(phase=PHASE, stage="tasks", model=name, steps=0, wall_s=wall_s))
     return results
@@ -265,7 +192,7 @@ def _search_fitness(
         bench.data,
         "search",
         bench.context.config.cognate.eval_batch,
-        lambda: _between(bench),
+        lambda: between(bench),
         skills,
         timed=False,
     )
@@ -297,28 +224,6 @@ def _too_alike(bench: Bench, measured: Mapping[str, Measured]) -> bool:
     if chosen == "stop":
         raise RunSuspended("the specialists are too alike; change their mixes, then resume")
     return chosen == "train_apart"
-
-
-def _between(bench: Bench) -> None:
-    """Commands while measuring; nothing is lost, as all weights are on disk."""
-    control = bench.context.control
-    while True:
-        asked = control.poll(0)
-        if asked.abort:
-            raise RunAborted("aborted while measuring")
-        if asked.suspend:
-            raise RunSuspended("suspended while measuring; all models are saved")
-        if asked.checkpoint:
-            control.done(asked, "checkpoint", message="measuring: all models are saved already")
-        if asked.finish:
-            control.done(asked, "finish", message="measuring: no steps are left in this stage")
-            bench.finishing = True
-        if not asked.paused:
-            return
-
-
-def _tell(bench: Bench, model: str, name: str, value: float, n: int, split: str) -> None:
-    bench.context.emit(EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split=split))
 
 
 def _tell_data(context: RunContext, data: Prepared) -> None:

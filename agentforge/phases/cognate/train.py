@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agentforge.data.curriculum import stage_at
 from agentforge.data.prepare import Prepared
@@ -26,6 +27,9 @@ from agentforge.resources import TrainingResources, next_micro_batch_after_oom
 from agentforge.run.checkpoint import CheckpointInfo, CheckpointStore
 from agentforge.run.context import RunContext
 from agentforge.run.storage import look_at_disk
+
+if TYPE_CHECKING:
+    from agentforge.phases.cognate.side import SideRun
 
 PHASE = "cognate"
 MOST_ROLLBACKS = 3
@@ -59,6 +63,7 @@ class Bench:
         fitness: Search fitness of the model in training; decides on extensions.
         finishing: A user asked to end the phase: no more steps are taken.
         best_fitness: Of the checkpoint marked as best.
+        side: The engine that trains the controls meanwhile.
     """
 
     context: RunContext
@@ -69,6 +74,7 @@ class Bench:
     fitness: Callable[[Training], float]
     finishing: bool = False
     best_fitness: float = -1.0
+    side: SideRun | None = None
 
 
 def train(bench: Bench, training: Training) -> None:
@@ -219,6 +225,8 @@ def _listen(bench: Bench, training: Training) -> None:
     """The step boundary: commands, checkpoints, disk."""
     context, config = bench.context, bench.context.config
     due = training.step % config.storage.checkpoint_interval == 0
+    if bench.side is not None:
+        bench.side.pass_on()
     while True:
         asked = context.control.poll(training.step)
         if asked.abort:

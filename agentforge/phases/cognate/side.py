@@ -1,0 +1,199 @@
+"""The controls of Phase 1 on the other half of the cores, as an engine of their own.
+
+Ablations need only the base's number of steps, so they train while the specialists do. Two
+processes of one thread are about twice as fast as one of two threads at this size. The second
+engine works in ``RUN/controls``, which is a run directory like any other: it has its own log,
+checkpoints and lock, and resumes bit for bit. This process starts, pauses and stops it, passes its
+events on, and takes over its models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agentforge.config.schema import AblationName
+from agentforge.data.prepare import prepare
+from agentforge.errors import ExitCode, TrainingError
+from agentforge.events import (
+    Alert,
+    ArtifactSaved,
+    CurriculumStage,
+    EvalDone,
+    StageEnded,
+    StageStarted,
+    StepDone,
+)
+from agentforge.phases.cognate.artifacts import artifact_name
+from agentforge.phases.cognate.models import fresh_model, get_model, make_bench
+from agentforge.phases.cognate.stages import ablation_stage
+from agentforge.phases.resources import as_before, settle_resources
+from agentforge.run.context import RunContext
+from agentforge.run.layout import RunLayout, prepare_run_dir
+from agentforge.run.manifest import (
+    Artifact,
+    Resolved,
+    load_manifest,
+    new_manifest,
+    save_manifest,
+)
+from agentforge.run.supervisor import console_tail
+from agentforge.run.tail import EventTail
+from agentforge.run.worker import run_engine
+
+PHASE = "cognate"
+FOLDER = "controls"
+BASE_STEPS = "cognate.base_steps"
+PASSED_ON = (StageStarted, StageEnded, StepDone, EvalDone, CurriculumStage, Alert)
+"""Events of the controls that belong into the run's own log."""
+STOP_S = 30.0
+"""How long a stopped engine may take to its next step and checkpoint."""
+
+
+def worth_it(context: RunContext) -> bool:
+    """Whether the controls get a process of their own: on a CPU with two cores or more."""
+    config = context.config
+    if not config.cognate.ablations or config.cognate.side_process == "off":
+        return False
+    on_cpu = context.manifest.resolved["resources.device"].value == "cpu"
+    cores = len(os.sched_getaffinity(0))
+    return config.cognate.side_process == "on" or (on_cpu and cores >= 2)
+
+
+class SideRun:
+    """The engine that trains the controls, as the run's own engine sees it.
+
+    Args:
+        context: The run.
+        base_steps: Steps the base took.
+    """
+
+    def __init__(self, context: RunContext, base_steps: int) -> None:
+        self._context = context
+        self.layout = RunLayout(context.layout.root / FOLDER)
+        if not self.layout.manifest.exists():
+            prepare_run_dir(self.layout.root)
+            config = context.config.model_copy(update={"resources": as_before(context)})
+            manifest = new_manifest(self.layout, config, {})
+            manifest.resolved[BASE_STEPS] = Resolved(value=base_steps, reason="the base took them")
+            save_manifest(self.layout, manifest)
+        self._tail = EventTail(self.layout.events)
+        self._tail.skip_to_end()
+        with self.layout.console_log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agentforge.phases.cognate.side", str(self.layout.root)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        context.control.followers.append(self.layout)
+
+    def pass_on(self) -> None:
+        """Put new events of the controls into the run's log."""
+        for stamped in self._tail.poll():
+            if isinstance(stamped.event, PASSED_ON):
+                self._context.emit(stamped.event)
+
+    def wait(self, between: Callable[[], None]) -> None:
+        """Until all controls are trained.
+
+        Args:
+            between: Called while waiting; may raise to leave.
+
+        Raises:
+            TrainingError: The engine ended without them.
+        """
+        while self._process.poll() is None:
+            between()
+            self.pass_on()
+            time.sleep(0.05)
+        self.pass_on()
+        code = self._process.returncode
+        if code != ExitCode.OK:
+            raise TrainingError(
+                f"the controls in {self.layout.root} ended with exit code {code}: "
+                f"{console_tail(self.layout)}",
+                remedy="resume the run, or set cognate.side_process=off",
+            )
+
+    def take_over(self) -> None:
+        """Note the controls' models as the run's own artefacts."""
+        context = self._context
+        for artifact in load_manifest(self.layout).artifacts.values():
+            path = f"{FOLDER}/{artifact.path}"
+            if context.manifest.artifacts.get(artifact.name) is not None:
+                continue
+            context.manifest.artifacts[artifact.name] = Artifact(
+                name=artifact.name,
+                phase=PHASE,
+                path=path,
+                bytes=artifact.bytes,
+                sha256=artifact.sha256,
+            )
+            context.emit(
+                ArtifactSaved(
+                    phase=PHASE,
+                    name=artifact.name,
+                    path=path,
+                    bytes=artifact.bytes,
+                    sha256=artifact.sha256,
+                )
+            )
+        context.save_manifest()
+
+    def stop(self) -> None:
+        """Let the engine write a checkpoint and leave; kill it when it does not."""
+        with contextlib.suppress(ValueError):
+            self._context.control.followers.remove(self.layout)
+        if self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.pass_on()
+
+
+def start_controls(context: RunContext, base_steps: int) -> SideRun | None:
+    """Start the engine of the controls where it is worth it and something is left to train."""
+    names = [artifact_name(a) for a in context.config.cognate.ablations]
+    if not worth_it(context) or all(n in context.manifest.artifacts for n in names):
+        return None
+    return SideRun(context, base_steps)
+
+
+def train_controls(context: RunContext) -> int:
+    """The pipeline of the second engine: every control that is not finished yet."""
+    steps = context.manifest.resolved[BASE_STEPS].value
+    assert isinstance(steps, int)
+    resources = settle_resources(context)
+    data = prepare(context.config)
+    model, fresh = fresh_model(context, data, resources)
+    bench = make_bench(context, data, resources)
+    name: AblationName
+    for name in context.config.cognate.ablations:
+        get_model(bench, ablation_stage(context.config, name, steps), model, fresh, "")
+    return ExitCode.OK
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel end this process with its parent (Linux): a killed run leaves nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    _die_with_parent(os.getppid())
+    sys.exit(run_engine(RunLayout(Path(sys.argv[1]).absolute()), train_controls))
