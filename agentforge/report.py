@@ -211,7 +211,10 @@ def gate_lines(gates: Sequence[Gate]) -> list[str]:
 
 
 def _table_lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines = [
+        "| " + " | ".join(show(name) for name in columns) + " |",
+        "|" + " --- |" * len(columns),
+    ]
     return lines + ["| " + " | ".join(show(cell) for cell in row) + " |" for row in rows]
 
 

@@ -8,11 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, lost_steps, new_run
 
 from agentforge.errors import ExitCode
 from agentforge.events import RunEnded
 from agentforge.run.manifest import load_manifest
+from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, lost_steps, new_run
 
 TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "3"))
 INTERVAL = 5

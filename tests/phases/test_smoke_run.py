@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.phases.smoke_runs import console, events, finish, hashes, new_run
 
 from agentforge.data.tokenizers import load_saved
 from agentforge.data.world_tokenizer import world_tokenizer
@@ -20,6 +19,7 @@ from agentforge.run.layout import RunLayout
 from agentforge.run.manifest import load_manifest
 from agentforge.run.supervisor import start_worker
 from agentforge.sinks.wandb_metrics import REQUIRED, is_declared, metrics_of
+from tests.phases.smoke_runs import console, events, finish, hashes, new_run
 
 SPECIALISTS = ("reasoning", "memory", "speed")
 DERIVED_BY_THE_SINK = {

@@ -22,11 +22,19 @@ from agentforge.events import (
     StepDone,
 )
 from agentforge.interventions import decide, intervention
-from agentforge.phases.cognate.training import StepResult, Training, take_step
+from agentforge.phases.cognate.training import (
+    HalfStepError,
+    StepResult,
+    Training,
+    out_of_memory,
+    out_of_memory_text,
+    take_step,
+)
 from agentforge.resources import TrainingResources, next_micro_batch_after_oom
 from agentforge.run.checkpoint import CheckpointInfo, CheckpointStore
 from agentforge.run.context import RunContext
 from agentforge.run.storage import look_at_disk
+from agentforge.sizing import longest_sequence
 
 if TYPE_CHECKING:
     from agentforge.phases.cognate.side import SideRun
@@ -118,6 +126,8 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
         )
     items = training.sampler.draw(weights, config.cognate.batch_size)
     result = _with_less_memory(bench, training, items)
+    if result is None:
+        return
     training.step += 1
     if result.stats.skip_reason == "non_finite" or not math.isfinite(result.loss):
         _roll_back(bench, training, "nan", "The loss is not a number", f"loss {result.loss}")
@@ -145,16 +155,23 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
         _stalled(bench, training)
 
 
-def _with_less_memory(bench: Bench, training: Training, items: list[tuple[str, int]]) -> StepResult:
-    """Take the step; when memory runs out, halve the micro-batch and take it again."""
+def _with_less_memory(
+    bench: Bench, training: Training, items: list[tuple[str, int]]
+) -> StepResult | None:
+    """Take the step; when memory runs out, halve the micro-batch and take it again.
+
+    Returns:
+        None when the weights had to be restored: the loop goes on from the checkpoint.
+    """
     while True:
         try:
             return take_step(training, bench.data, items, bench.resources)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except (MemoryError, RuntimeError, HalfStepError) as error:
+            half = isinstance(error, HalfStepError)
+            if not half and not out_of_memory(error):
                 raise
             training.optimizer.zero_grad()
-            longest = bench.context.config.data.sequence_length
+            longest = longest_sequence(bench.context.config)
             smaller = next_micro_batch_after_oom(training.micro_batch_tokens, longest)
             alert = intervention(
                 alert_id=f"{training.stage.model}-oom-{training.step}-{training.micro_batch_tokens}",
@@ -162,23 +179,21 @@ def _with_less_memory(bench: Bench, training: Training, items: list[tuple[str, i
                 title="Memory ran out in a training step",
                 detail=f"micro-batch of {training.micro_batch_tokens} tokens; next try: "
                 f"{smaller or 'none, it is one sequence already'}",
-                cause=str(error).splitlines()[0],
+                cause=out_of_memory_text(error),
                 actions=(SMALLER,),
                 recommended="smaller_batch" if smaller else "stop",
                 level="error",
             )
             chosen = decide(alert, bench.context)
             if chosen == "stop" or smaller is None:
+                if half:
+                    raise RunSuspended("memory ran out; the last checkpoint is kept") from error
                 _suspend(bench, training, "memory ran out")
+            if half:
+                restore(bench, training)
             training.micro_batch_tokens = smaller or training.micro_batch_tokens
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA's and the CPU allocator's ways of saying it."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+            if half:
+                return None
 
 
 def _step_event(training: Training, result: StepResult) -> StepDone:
@@ -325,8 +340,11 @@ def _roll_back(bench: Bench, training: Training, code: str, title: str, detail: 
     training.watch.reset()
     rollbacks = training.rollbacks + 1
     if chosen == "stop":
-        _suspend(bench, training, title)
-    elif chosen == "roll_back":
+        raise RunSuspended(
+            f"{title} at step {training.step} of {stage.model}; the last checkpoint is kept: "
+            "resume with a lower cognate.optim.lr_scale"
+        )
+    if chosen == "roll_back":
         if not restore(bench, training):
             raise TrainingError(
                 f"{stage.model}: {title.lower()} at step {training.step} ({detail}), and no "

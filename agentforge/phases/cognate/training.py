@@ -150,12 +150,30 @@ def start_training(
     )
 
 
+class HalfStepError(Exception):
+    """Memory ran out when some parameters had been updated and others not."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA's and the CPU allocator's ways of saying that memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def out_of_memory_text(error: BaseException) -> str:
+    """Its first line; a bare `MemoryError` has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What one optimiser step measured.
 
     Attributes:
-        loss: Cross-entropy expected over halting, nats per target token.
+        loss: Cross-entropy expected over halting, nats per target token (of the last step alone
+            for targets whose early steps are not trained).
         last_loss: Cross-entropy of the last recursion step, nats per target token.
         stats: The optimiser's.
         tokens: Non-padding tokens.
@@ -188,8 +206,10 @@ def take_step(
     """Forward and backward over all micro-batches, then one optimiser step.
 
     Raises:
-        torch.OutOfMemoryError, RuntimeError: Memory ran out; nothing was changed, the step can be
-            taken again with smaller micro-batches.
+        HalfStepError: Memory ran out inside the optimiser: the weights are no longer those of any
+            step and must be restored.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: Memory ran out before that; nothing was
+            changed, the step can be taken again with smaller micro-batches.
     """
     started = time.perf_counter()
     model, stage = training.model, training.stage
@@ -209,7 +229,12 @@ def take_step(
         last += float(parts.last_sum)
         records.append(record)
         expected.append(parts.expected_steps)
-    stats = training.optimizer.step(training.step)
+    try:
+        stats = training.optimizer.step(training.step)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise HalfStepError(out_of_memory_text(error)) from error
     clipped = 0 if stats.skipped else _clip_logits(model, records, stage.optim.qk_clip_tau)
     steps = torch.cat(expected)
     weights = torch.tensor([b.valid_count for b in batches], dtype=torch.float64)

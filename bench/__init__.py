@@ -1,0 +1,1 @@
+"""Benchmarks; each file runs alone and under pytest-benchmark."""
