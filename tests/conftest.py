@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,22 @@ def records_dir() -> Path:
     if not folder:
         pytest.skip("AGENTFORGE_TEST_DATA is not set")
     return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped and why; without real records that must not go unseen."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    reasons = Counter(str(report.longrepr[2]) for report in skipped)
+    terminalreporter.write_line(f"{len(skipped)} tests were skipped:")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"  {count} x {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With AGENTFORGE_NO_SKIPS a skipped test fails the run (continuous integration)."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if skipped and os.environ.get("AGENTFORGE_NO_SKIPS"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -31,7 +31,7 @@ from agentforge.config.schema import RunConfig
 from agentforge.errors import ConfigError
 
 ENV_PREFIX = "AGENTFORGE_"
-RESERVED_ENV = frozenset({"AGENTFORGE_TEST_DATA", "AGENTFORGE_KILL_TRIALS"})
+RESERVED_ENV = frozenset({"AGENTFORGE_TEST_DATA", "AGENTFORGE_KILL_TRIALS", "AGENTFORGE_NO_SKIPS"})
 """Variables of that prefix that are not configuration keys: they belong to the tests."""
 
 DEFAULT_PRESET = "demo"

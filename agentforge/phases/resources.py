@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from agentforge.config.schema import ResourceConfig
+from agentforge.config.schema import ResourceConfig, RunConfig
 from agentforge.data.prepare import run_tokenizer
 from agentforge.events import LogLine
 from agentforge.gpu import wait_for_gpu
@@ -29,9 +29,6 @@ def settle_resources(context: RunContext, device: str | None = None) -> Training
         wanted = ResourceConfig(**wanted.model_dump() | {"device": device})
     elif context.resumed:
         wanted = as_before(context)
-    cores = len(os.sched_getaffinity(0))
-    threads = wanted.threads or max(1, cores // 2)
-    torch.set_num_threads(threads)
     vocab_size = run_tokenizer(config).vocab_size
     count = count_parameters(config.model, vocab_size)
     need = training_memory(config.model, count.total, vocab_size)
@@ -50,8 +47,9 @@ def settle_resources(context: RunContext, device: str | None = None) -> Training
         grokfast=config.cognate.optim.grokfast_lambda > 0,
     )
     resolved = context.manifest.resolved
-    reason = "asked for" if wanted.threads else f"half of {cores} cores: controls get the other"
-    resolved["resources.threads"] = Resolved(value=threads, reason=reason)
+    threads = _threads(config, wanted, resources.device.value)
+    torch.set_num_threads(int(str(threads.value)))
+    resolved["resources.threads"] = threads
     for name in resources.__dataclass_fields__:
         item = getattr(resources, name)
         resolved[f"resources.{name}"] = Resolved(value=item.value, reason=item.reason)
@@ -59,6 +57,25 @@ def settle_resources(context: RunContext, device: str | None = None) -> Training
     for line in resources.lines():
         context.emit(LogLine(level="info", source="resources", text=line))
     return resources
+
+
+def _threads(config: RunConfig, wanted: ResourceConfig, device: str) -> Resolved:
+    """CPU threads of this engine: half the cores where controls train beside it."""
+    cores = len(os.sched_getaffinity(0))
+    if wanted.threads:
+        return Resolved(value=wanted.threads, reason="asked for")
+    if controls_beside(config, device):
+        reason = f"half of {cores} cores: the controls train on the other"
+        return Resolved(value=max(1, cores // 2), reason=reason)
+    return Resolved(value=cores, reason="all cores this process may use")
+
+
+def controls_beside(config: RunConfig, device: str) -> bool:
+    """Whether Phase 1's controls get a process of their own: on a CPU with two cores or more."""
+    if not config.cognate.ablations or config.cognate.side_process == "off":
+        return False
+    cores = len(os.sched_getaffinity(0))
+    return config.cognate.side_process == "on" or (device == "cpu" and cores >= 2)
 
 
 def as_before(context: RunContext) -> ResourceConfig:

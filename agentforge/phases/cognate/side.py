@@ -34,7 +34,7 @@ from agentforge.events import (
 from agentforge.phases.cognate.artifacts import artifact_name
 from agentforge.phases.cognate.models import fresh_model, get_model, make_bench
 from agentforge.phases.cognate.stages import ablation_stage
-from agentforge.phases.resources import as_before, settle_resources
+from agentforge.phases.resources import as_before, controls_beside, settle_resources
 from agentforge.run.context import RunContext
 from agentforge.run.layout import RunLayout, prepare_run_dir
 from agentforge.run.manifest import (
@@ -55,16 +55,6 @@ PASSED_ON = (StageStarted, StageEnded, StepDone, EvalDone, CurriculumStage, Aler
 """Events of the controls that belong into the run's own log."""
 STOP_S = 30.0
 """How long a stopped engine may take to its next step and checkpoint."""
-
-
-def worth_it(context: RunContext) -> bool:
-    """Whether the controls get a process of their own: on a CPU with two cores or more."""
-    config = context.config
-    if not config.cognate.ablations or config.cognate.side_process == "off":
-        return False
-    on_cpu = context.manifest.resolved["resources.device"].value == "cpu"
-    cores = len(os.sched_getaffinity(0))
-    return config.cognate.side_process == "on" or (on_cpu and cores >= 2)
 
 
 class SideRun:
@@ -166,8 +156,11 @@ class SideRun:
 
 def start_controls(context: RunContext, base_steps: int) -> SideRun | None:
     """Start the engine of the controls where it is worth it and something is left to train."""
-    names = [artifact_name(a) for a in context.config.cognate.ablations]
-    if not worth_it(context) or all(n in context.manifest.artifacts for n in names):
+    config = context.config
+    names = [artifact_name(a) for a in config.cognate.ablations]
+    device = str(context.manifest.resolved["resources.device"].value)
+    done = all(name in context.manifest.artifacts for name in names)
+    if done or not controls_beside(config, device):
         return None
     return SideRun(context, base_steps)
 
