@@ -30,8 +30,12 @@ def intervention(
     actions: tuple[AlertAction, ...],
     recommended: str,
     level: Level = "warning",
+    optional: bool = True,
 ) -> Alert:
-    """An alert that asks for a decision; ``continue`` and ``stop`` are added."""
+    """An alert that asks for a decision; ``stop`` is added, and ``continue`` where it is optional.
+
+    Where going on without a remedy is impossible, ``on_alert = ignore`` takes the recommended one.
+    """
     return Alert(
         id=alert_id,
         level=level,
@@ -39,7 +43,7 @@ def intervention(
         title=title,
         detail=detail,
         cause=cause,
-        actions=(*actions, CONTINUE, STOP),
+        actions=(*actions, CONTINUE, STOP) if optional else (*actions, STOP),
         recommended=recommended,
     )
 
@@ -54,14 +58,16 @@ def decide(alert: Alert, context: RunContext) -> str:
     Returns:
         The key of the action to take; an `ActionTaken` was emitted for it.
     """
-    context.control.expect(alert.id, [a.key for a in alert.actions])
+    keys = [a.key for a in alert.actions]
+    context.control.expect(alert.id, keys)
     context.emit(alert)
-    answer = context.control.take_answer(alert.id)
+    answer = context.control.wait_answer(alert.id, context.config.alert_wait_s, keys)
     policy = context.config.on_alert
     if answer is not None:
         chosen, by = answer.action, answer.by
     else:
-        chosen = {"auto": alert.recommended, "stop": "stop", "ignore": "continue"}[policy]
+        going_on = CONTINUE.key if CONTINUE.key in keys else alert.recommended
+        chosen = {"auto": alert.recommended, "stop": STOP.key, "ignore": going_on}[policy]
         by = f"on_alert={policy}"
         context.control.settle(alert.id)
     context.emit(ActionTaken(alert_id=alert.id, action=chosen, by=by))

@@ -8,6 +8,7 @@ from agentforge.errors import ExitCode
 from agentforge.events import Alert, PhaseEnded, PhaseStarted, TableDone
 from agentforge.gates import missed
 from agentforge.hardware import ResourceSampler
+from agentforge.phases.cognate.artifacts import remove_controls
 from agentforge.phases.cognate.phase import run_cognate
 from agentforge.phases.resources import settle_resources
 from agentforge.preflight import check_run, planned_phases, require
@@ -40,6 +41,8 @@ def run_pipeline(context: RunContext) -> int:
         resources = settle_resources(context)
         for phase in todo:
             _run_phase(context, phase, resources)
+    if config.storage.policy == "minimal":
+        remove_controls(context)
     gates = build_report(context.layout).gates
     return ExitCode.GATE_MISSED if missed(gates) else ExitCode.OK
 

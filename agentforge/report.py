@@ -89,6 +89,11 @@ def build_report(layout: RunLayout) -> RunReport:
     phases = []
     for phase in manifest.phases:
         path = layout.reports / f"{phase}.json"
+        if manifest.phases[phase].status == "done" and not path.exists():
+            raise RunError(
+                f"{path} is missing although the phase is done: its gates cannot be told",
+                remedy="restore the file, or run the phase again in a new run",
+            )
         if path.exists():
             phases.append(_read(path.read_text(encoding="utf-8"), str(path)))
     return _run_report(layout, manifest, tuple(phases))

@@ -56,7 +56,7 @@ class Bench:
 
     def step_ours(self) -> None:
         """One optimiser step of our model: what Phase 1 does."""
-        take_step(self.ours, self.data, self.items, self.resources)
+        take_step(self.ours, self.data, self.items, self.resources, 0.02)
         self.ours.step += 1
 
     def step_plain(self) -> None:

@@ -299,7 +299,12 @@ class ResourceConfig(Section):
     """The machine: device, precision and the memory-saving means of a 6 GB card."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: all cores.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads; 0: all cores, or half of them where controls train beside.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Autocast type; fp16 brings loss scaling; auto is fp32 on a CPU."
     )
@@ -328,7 +333,9 @@ class StorageConfig(Section):
     policy: Literal["minimal", "full"] = Field(
         "full", description="minimal removes intermediate models once a phase's result is proven."
     )
-    disk_check_interval: int = Field(1000, ge=1, description="Steps between looks at the disk.")
+    disk_check_interval: int = Field(
+        10, ge=1, description="Steps between looks at the disk (documented: 1000)."
+    )
     prune_below_gb: float = Field(2.0, ge=0, description="Free disk that prunes old checkpoints.")
     suspend_below_gb: float = Field(0.5, ge=0, description="Free disk that suspends the run.")
 
@@ -354,6 +361,9 @@ class RunConfig(Section):
     until: PhaseName | None = Field(None, description="Last phase to run; default: all of phases.")
     on_alert: Literal["auto", "stop", "ignore"] = Field(
         "auto", description="Interventions: take the recommended action, suspend, or go on."
+    )
+    alert_wait_s: float = Field(
+        0.0, ge=0, description="Seconds an alert waits for an answer before on_alert decides."
     )
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -61,12 +61,15 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 weight = weights[part].float()
                 logits.mul_((weight / total)[:, None])
                 logits.scatter_add_(1, label, -weight[:, None])
-                gradient = logits.to(features.dtype)
-                torch.mm(gradient, rows, out=grad_features[part])
-                if table.dtype == features.dtype:
-                    grad_table.addmm_(gradient.t(), features[part])
-                else:
-                    grad_table += (gradient.t() @ features[part]).to(table.dtype)
+                if features.dtype == table.dtype == logits.dtype:
+                    torch.mm(logits, rows, out=grad_features[part])
+                    grad_table.addmm_(logits.t(), features[part])
+                    continue
+                # In fp16 small probabilities would vanish: the loss scale comes only afterwards.
+                kind = torch.float32 if features.dtype == torch.float16 else features.dtype
+                gradient = logits.to(kind)
+                grad_features[part] = (gradient @ rows.to(kind)).to(features.dtype)
+                grad_table += (gradient.t() @ features[part].to(kind)).to(table.dtype)
         ctx.save_for_backward(ce, grad_features, grad_table)
         ctx.mark_non_differentiable(ce)
         return (weights * ce).sum(), ce

@@ -31,6 +31,7 @@ class LossScaler:
     def __init__(
         self, device: str, *, init_scale: float = 65536.0, growth_interval: int = 2000
     ) -> None:
+        self._device = device
         self._scaler = torch.amp.GradScaler(
             device, init_scale=init_scale, growth_interval=growth_interval
         )
@@ -69,4 +70,6 @@ class LossScaler:
         """
         if not all(isinstance(state.get(key), (int, float)) for key in _KEYS):
             raise CheckpointError(f"loss scaler state {dict(state)} must hold numbers for {_KEYS}")
+        # A fresh scaler: one whose step was cut short refuses to unscale again.
+        self._scaler = torch.amp.GradScaler(self._device)
         self._scaler.load_state_dict(dict(state))

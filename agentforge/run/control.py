@@ -331,6 +331,9 @@ class Control:
             save_manifest(self._layout, self._manifest)
         self._changes.append(Change(key=key, value=value, by=command.by, id=command.id))
         self._emit(ConfigChanged(key=key, old=old, new=new, by=command.by, step=self._step))
+        for follower in self.followers:
+            args = {"key": key, "value": value}
+            append_command(follower, "set", args, by=self._layout.run_id)
         self._ack(command.id, "set", True, f"{key}: {old} -> {new}")
 
     def _take_in(self, command: Command) -> None:

@@ -170,6 +170,8 @@ class RunFold:
     def _add_detail(self, event: Event) -> None:
         if isinstance(event, PhaseStarted | PhaseEnded):
             self.phase = event.phase
+        elif isinstance(event, StageStarted | StepDone) and "." in event.phase:
+            return  # a control that trains beside the run's own models
         elif isinstance(event, StageStarted):
             self.phase, self.stage, self.model = event.phase, event.stage, event.model
             self.step, self.steps = 0, event.steps

@@ -182,6 +182,8 @@ class LiveProgress:
         event = stamped.event
         if isinstance(event, Progress):
             self._progress = event
+        elif isinstance(event, StageStarted | StepDone) and "." in event.phase:
+            return  # a control that trains beside: the bar follows the run's own models
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, StageStarted):

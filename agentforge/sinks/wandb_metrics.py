@@ -132,7 +132,7 @@ REQUIRED: frozenset[str] = frozenset(m.name for m in PHASE1_METRICS if not m.opt
 """Names that a complete Phase 1 run emits on any machine."""
 
 ARTIFACT_KINDS = ("checkpoint", "config", "curves")
-_PHASE_RUNS = {"cognate": "phase1-cognate"}
+_PHASE_RUNS = {"cognate": "phase1-cognate", "cognate.controls": "phase1-cognate"}
 SUMMARY_MODELS = frozenset({"", "base", "all"})
 """Models whose figures go to the phase's own run instead of one of their own."""
 

@@ -50,7 +50,7 @@ def test_accumulation_gives_the_gradient_and_figures_of_the_large_batch(
             return real(index)
 
         training.optimizer.step = step  # type: ignore[method-assign]
-        result = take_step(training, rig.bench.data, items, rig.bench.resources)
+        result = take_step(training, rig.bench.data, items, rig.bench.resources, 0.02)
         found.append((gradient, result))
     (large, whole), (small, parts) = found
     size = torch.cat([g.flatten() for g in large.values()]).norm()
@@ -68,7 +68,7 @@ def test_a_step_reports_its_batch_and_two_move_every_parameter(tmp_path: Path) -
     training = rig.training(saved=False)
     before = weights(training)
     items = training.sampler.draw(dict.fromkeys(rig.bench.data.train, 1.0), 8)
-    result = take_step(training, rig.bench.data, items, rig.bench.resources)
+    result = take_step(training, rig.bench.data, items, rig.bench.resources, 0.02)
     corpora = rig.bench.data.train
     assert result.tokens == sum(len(corpora[n].item(i)) - 1 for n, i in items)
     assert 0 < result.writes < training.stage.train_behaviour.write_budget
@@ -78,7 +78,7 @@ def test_a_step_reports_its_batch_and_two_move_every_parameter(tmp_path: Path) -
     assert mean - 1e-5 <= most <= training.model.config.recursion_steps
     assert variance >= 0
     training.step = 1
-    take_step(training, rig.bench.data, items, rig.bench.resources)
+    take_step(training, rig.bench.data, items, rig.bench.resources, 0.02)
     after = weights(training)
     # The halting norm gets its first gradient once the head's weights have left zero.
     assert [n for n in before if torch.equal(before[n], after[n])] == []
@@ -89,7 +89,7 @@ def test_attention_logits_are_clipped_after_the_step(tmp_path: Path) -> None:
     training = rig.training(saved=False)
     items = training.sampler.draw({"total": 1.0}, 8)
     config = training.model.config
-    result = take_step(training, rig.bench.data, items, rig.bench.resources)
+    result = take_step(training, rig.bench.data, items, rig.bench.resources, 0.02)
     assert result.clipped_heads == config.n_heads * (config.n_prelude + config.n_core)
 
 

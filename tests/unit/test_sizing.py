@@ -167,8 +167,8 @@ def test_what_is_asked_for_is_taken():
     assert found.gradient_checkpointing.value is True
     assert found.vocab_chunk.value == 100
     assert found.memory_bytes.value == 9_000_000_000
-    assert resolve(micro_batch_tokens=300).micro_batch_tokens.value == 256
-    assert resolve(micro_batch_tokens=1).micro_batch_tokens.value == 256
+    assert resolve(micro_batch_tokens=700).micro_batch_tokens.value == 512
+    assert resolve(micro_batch_tokens=1).micro_batch_tokens.value == 512
 
 
 def test_little_memory_turns_checkpointing_on():
@@ -195,8 +195,8 @@ def test_cuda_asked_for_and_not_there():
 
 
 def test_no_room_for_one_sequence_is_said_before_training():
-    with pytest.raises(PreflightError, match="one sequence of 256 tokens does not fit"):
-        resolve(memory_budget_gb=0.6)
+    with pytest.raises(PreflightError, match="one sequence of 512 tokens does not fit"):
+        resolve(memory_budget_gb=0.7)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 4096))

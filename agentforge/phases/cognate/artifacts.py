@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -110,6 +111,14 @@ def load_trained(context: RunContext, stage: Stage) -> Trained | None:
         behaviour=Behaviour(**json.loads(read.metadata["behaviour"])),
         metadata=read.metadata,
     )
+
+
+def remove_controls(context: RunContext) -> None:
+    """Remove the controls of a finished phase with everything of the engine that trained them."""
+    if context.manifest.phases[PHASE].status != "done":
+        return
+    forget(context, list(context.config.cognate.ablations))
+    shutil.rmtree(context.layout.root / "controls", ignore_errors=True)
 
 
 def forget(context: RunContext, models: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def baseline_gates(
     losses: Mapping[str, tuple[float, int]],
     baselines: Mapping[str, Mapping[str, float]],
 ) -> list[Gate]:
-    """Held-out loss per category of the best model against n-gram models of the same records."""
+    """Held-out loss per category against n-gram models of the same records."""
     gates = []
     for category, (loss, n) in losses.items():
         for baseline, by_category in baselines.items():
@@ -133,7 +133,7 @@ def baseline_gates(
                     "<",
                     by_category[category],
                     n,
-                    f"report split of {category}, nats per token, best specialist",
+                    f"report split of {category}, nats per token, its main specialist",
                 )
             )
     return gates

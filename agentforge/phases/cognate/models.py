@@ -15,14 +15,23 @@ from agentforge.phases.cognate.artifacts import Trained, load_trained, save_trai
 from agentforge.phases.cognate.measure import measure_model
 from agentforge.phases.cognate.results import skills_of
 from agentforge.phases.cognate.stages import Stage, base_stage, specialist_stages
-from agentforge.phases.cognate.train import PHASE, Bench, restore, save_checkpoint, train
+from agentforge.phases.cognate.train import (
+    FINISHED_EARLY,
+    PHASE,
+    Bench,
+    finish,
+    restore,
+    save_checkpoint,
+    train,
+)
 from agentforge.phases.cognate.training import Training, load_weights, start_training
+from agentforge.phases.resources import controls_beside
 from agentforge.resources import TrainingResources
 from agentforge.run.checkpoint import CheckpointStore
 from agentforge.run.context import RunContext
 from agentforge.run.manifest import Resolved
 
-FINISHED_EARLY = "cognate.finished_early"
+BEST_FITNESS = "cognate.best_fitness"
 
 
 def fresh_model(
@@ -39,7 +48,8 @@ def make_bench(context: RunContext, data: Prepared, resources: TrainingResources
     """The workbench of all trainings of the phase."""
     config = context.config
     trunk = base_stage(config)
-    planned = trunk.steps * (1 + len(config.cognate.ablations))
+    beside = controls_beside(config, resources.device.value)
+    planned = trunk.steps * (1 + (0 if beside else len(config.cognate.ablations)))
     planned += sum(stage.steps for stage in specialist_stages(config))
     bench = Bench(
         context=context,
@@ -79,12 +89,12 @@ def _finish(bench: Bench, training: Training) -> None:
     context = bench.context
     info = save_checkpoint(bench, training)
     fitness = _validate(bench, training)
-    if fitness >= bench.best_fitness:
-        bench.best_fitness = fitness
+    best = context.manifest.resolved.get(BEST_FITNESS)
+    if best is None or fitness >= float(str(best.value)):
+        context.manifest.resolved[BEST_FITNESS] = Resolved(
+            value=fitness, reason=f"search fitness of {training.stage.model}, marked as best"
+        )
         bench.store.mark_best(info)
-    if bench.finishing and FINISHED_EARLY not in context.manifest.resolved:
-        reason = f"asked for at step {training.step} of {training.stage.model}"
-        context.manifest.resolved[FINISHED_EARLY] = Resolved(value=True, reason=reason)
 
 
 def _validate(bench: Bench, training: Training) -> float:
@@ -127,8 +137,8 @@ def between(bench: Bench) -> None:
         if asked.checkpoint:
             control.done(asked, "checkpoint", message="measuring: all models are saved already")
         if asked.finish:
-            control.done(asked, "finish", message="measuring: no steps are left in this stage")
-            bench.finishing = True
+            finish(bench, "while measuring or waiting for the controls")
+            control.done(asked, "finish", message="no more steps are taken")
         if not asked.paused:
             return
 

@@ -15,12 +15,12 @@ from agentforge.phases.cognate.artifacts import (
     Trained,
     artifact_name,
     forget,
+    load_trained,
 )
 from agentforge.phases.cognate.diversity import diversity
 from agentforge.phases.cognate.figures import final_figures
 from agentforge.phases.cognate.measure import Measured, measure_model
 from agentforge.phases.cognate.models import (
-    FINISHED_EARLY,
     between,
     fresh_model,
     get_model,
@@ -36,13 +36,14 @@ from agentforge.phases.cognate.stages import (
     specialist_stages,
 )
 from agentforge.phases.cognate.tasks import TaskResults, measure_tasks
-from agentforge.phases.cognate.train import PHASE, Bench
+from agentforge.phases.cognate.train import FINISHED_EARLY, PHASE, Bench
 from agentforge.phases.cognate.training import load_weights
 from agentforge.report import PhaseReport
 from agentforge.resources import TrainingResources
 from agentforge.run.context import RunContext
 from agentforge.run.manifest import Resolved
 from agentforge.run.storage import directory_bytes
+from agentforge.sizing import longest_sequence
 
 APART = "cognate.trained_apart"
 
@@ -73,22 +74,22 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
     try:
         models, measured = _specialists(bench, model, trunk, base)
         if _too_alike(bench, measured):
-            forget(context, [name for name in models if name != BASE])
             context.manifest.resolved[APART] = Resolved(value=True, reason="diversity was too low")
-            context.save_manifest()
+            forget(context, [name for name in models if name != BASE])
             models, measured = _specialists(bench, model, trunk, base)
-        if bench.side is not None and not bench.finishing:
-            bench.side.wait(lambda: between(bench))
+        if bench.side is not None:
+            bench.side.wait(lambda: _still_wanted(bench))
             bench.side.take_over()
     finally:
         if bench.side is not None:
             bench.side.stop()
+            bench.side = None
 
     ablations: dict[str, Measured] = {}
     for left_out in config.cognate.ablations:
-        if bench.finishing:
-            break
         stage = ablation_stage(config, left_out, base.steps)
+        if bench.finishing and load_trained(context, stage) is None:
+            continue
         control = get_model(bench, stage, model, fresh, "")
         load_weights(model, control.weights, left_out)
         ablations[left_out] = _measure(bench, model, stage.model, stage, skills_of(data) or None)
@@ -101,8 +102,6 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
             equal[name] = _measure(bench, model, name, trunk, skills_of(data), stage="equal")
         if data.inventory is not None and config.cognate.task_items:
             tasks[name] = _tasks(bench, model, name, trained)
-    if config.storage.policy == "minimal":
-        forget(context, list(ablations))
     results = Results(
         config=config,
         data=data,
@@ -170,8 +169,15 @@ def _tasks(bench: Bench, model: CognateLM, name: str, trained: Trained) -> TaskR
     """Benchmarks of real records."""
     started = time.perf_counter()
     bench.context.emit(StageStarted(phase=PHASE, stage="tasks", model=name, steps=0))
-    items = bench.context.config.cognate.task_items
-    results = measure_tasks(model, trained.behaviour, bench.data, items, lambda: between(bench))
+    config = bench.context.config
+    results = measure_tasks(
+        model,
+        trained.behaviour,
+        bench.data,
+        config.cognate.task_items,
+        longest_sequence(config),
+        lambda: between(bench),
+    )
     wall_s = time.perf_counter() - started
     bench.context.emit(StageEnded(phase=PHASE, stage="tasks", model=name, steps=0, wall_s=wall_s))
     return results
@@ -222,7 +228,10 @@ def _too_alike(bench: Bench, measured: Mapping[str, Measured]) -> bool:
     )
     chosen = decide(alert, context)
     if chosen == "stop":
-        raise RunSuspended("the specialists are too alike; change their mixes, then resume")
+        raise RunSuspended(
+            "the specialists are too alike; resume with --on-alert auto to train them again "
+            "further apart, or with --on-alert ignore to go on"
+        )
     return chosen == "train_apart"
 
 
@@ -239,6 +248,12 @@ def _tell_data(context: RunContext, data: Prepared) -> None:
         for missing in data.inventory.missing:
             text = f"{missing.entry.name} is not trained on: {missing.reason}"
             context.emit(LogLine(level="warning", source="data", text=text))
+
+
+def _still_wanted(bench: Bench) -> bool:
+    """Whether to go on waiting for the controls; obeys commands meanwhile."""
+    between(bench)
+    return not bench.finishing
 
 
 def _hours(context: RunContext) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agentforge.config.schema import RunConfig
+from agentforge.config.schema import SPECIALTIES, RunConfig, Specialty
 from agentforge.data.prepare import Prepared
 from agentforge.data.world import SKILLS
 from agentforge.gates import Gate
@@ -119,13 +119,23 @@ def _gates(
         by_model = {
             n: {c: m.loss(parts) for c, parts in names.items()} for n, m in specialists.items()
         }
-        best = {c: min(by[c] for by in by_model.values()) for c in names}
-        found += gates.baseline_gates(config, best, baselines)
+        owned = {c: by_model[_owner(config, c)][c] for c in names}
+        found += gates.baseline_gates(config, owned, baselines)
         found += gates.own_category_gates(config, by_model)
     scores = [t.gsm8k.flexible for n, t in results.tasks.items() if t.gsm8k and n != BASE]
     top = max(scores, key=lambda a: a.value) if scores else None
     found.append(gates.gsm8k_gate(config, top.value if top else None, top.n if top else 0))
     return found + gates.cost_gates(config, results.hours, results.disk_bytes)
+
+
+def _owner(config: RunConfig, category: str) -> str:
+    """The specialist that trains most on a category: fixed by configuration, not by its result."""
+
+    def share(name: Specialty) -> float:
+        mix = config.cognate.specialists[name].mix
+        return mix.get(category, 0.0) / sum(mix.values())
+
+    return max(SPECIALTIES, key=share)
 
 
 def _memory_gain(results: Results) -> tuple[float | None, int]:

@@ -10,23 +10,24 @@ events on, and takes over its models.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from agentforge.config.schema import AblationName
 from agentforge.data.prepare import prepare
-from agentforge.errors import ExitCode, TrainingError
+from agentforge.errors import ExitCode, RunSuspended
 from agentforge.events import (
+    ActionTaken,
     Alert,
     ArtifactSaved,
     CurriculumStage,
     EvalDone,
+    LogLine,
     StageEnded,
     StageStarted,
     StepDone,
@@ -44,17 +45,20 @@ from agentforge.run.manifest import (
     new_manifest,
     save_manifest,
 )
-from agentforge.run.supervisor import console_tail
+from agentforge.run.supervisor import adopt, console_tail
 from agentforge.run.tail import EventTail
-from agentforge.run.worker import run_engine
 
 PHASE = "cognate"
+CONTROLS = "cognate.controls"
+"""Phase of the controls' events: displays follow the run's own models."""
 FOLDER = "controls"
+COMMAND = (sys.executable, "-m", "agentforge.phases.cognate.side_main")
 BASE_STEPS = "cognate.base_steps"
-PASSED_ON = (StageStarted, StageEnded, StepDone, EvalDone, CurriculumStage, Alert)
+PASSED_ON = (StageStarted, StageEnded, StepDone, EvalDone, CurriculumStage)
+TOLD_ON = (Alert, ActionTaken, LogLine)
 """Events of the controls that belong into the run's own log."""
-STOP_S = 30.0
-"""How long a stopped engine may take to its next step and checkpoint."""
+STOP_S = 300.0
+"""How long a stopped engine may take to its next step and checkpoint (25M on one thread: 110 s)."""
 
 
 class SideRun:
@@ -68,17 +72,26 @@ class SideRun:
     def __init__(self, context: RunContext, base_steps: int) -> None:
         self._context = context
         self.layout = RunLayout(context.layout.root / FOLDER)
-        if not self.layout.manifest.exists():
+        _end_leftover(self.layout)
+        config = context.config.model_copy(
+            update={
+                "resources": as_before(context),
+                "logging": context.config.logging.model_copy(update={"wandb": "off"}),
+            }
+        )
+        if self.layout.manifest.exists():
+            manifest = load_manifest(self.layout)
+            manifest.config = config.model_dump(mode="json")
+        else:
             prepare_run_dir(self.layout.root)
-            config = context.config.model_copy(update={"resources": as_before(context)})
             manifest = new_manifest(self.layout, config, {})
             manifest.resolved[BASE_STEPS] = Resolved(value=base_steps, reason="the base took them")
-            save_manifest(self.layout, manifest)
+        save_manifest(self.layout, manifest)
         self._tail = EventTail(self.layout.events)
         self._tail.skip_to_end()
         with self.layout.console_log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "agentforge.phases.cognate.side", str(self.layout.root)],
+                [*COMMAND, str(self.layout.root), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -88,33 +101,45 @@ class SideRun:
     def pass_on(self) -> None:
         """Put new events of the controls into the run's log."""
         for stamped in self._tail.poll():
-            if isinstance(stamped.event, PASSED_ON):
-                self._context.emit(stamped.event)
+            event = stamped.event
+            if isinstance(event, PASSED_ON):
+                self._context.emit(dataclasses.replace(event, phase=CONTROLS))
+            elif isinstance(event, TOLD_ON):
+                self._context.emit(event)
 
-    def wait(self, between: Callable[[], None]) -> None:
-        """Until all controls are trained.
+    def wait(self, go_on: Callable[[], bool]) -> None:
+        """Until all controls are trained, or somebody asks to finish.
 
         Args:
-            between: Called while waiting; may raise to leave.
+            go_on: Asked while waiting; False leaves, an exception too.
 
         Raises:
-            TrainingError: The engine ended without them.
+            RunSuspended: That engine had to suspend (disk, memory, an alert told to stop).
         """
         while self._process.poll() is None:
-            between()
+            if not go_on():
+                return
             self.pass_on()
             time.sleep(0.05)
         self.pass_on()
         code = self._process.returncode
+        if code in (ExitCode.SUSPENDED, ExitCode.PREFLIGHT):
+            raise RunSuspended("the controls had to suspend; the log says why")
         if code != ExitCode.OK:
-            raise TrainingError(
-                f"the controls in {self.layout.root} ended with exit code {code}: "
-                f"{console_tail(self.layout)}",
-                remedy="resume the run, or set cognate.side_process=off",
+            tail = "\n".join(console_tail(self.layout))
+            self._context.emit(
+                Alert(
+                    id="cognate-controls-ended",
+                    level="warning",
+                    code="controls",
+                    title="The second engine ended; its controls train in this one",
+                    detail=f"exit code {code}",
+                    cause=tail,
+                )
             )
 
     def take_over(self) -> None:
-        """Note the controls' models as the run's own artefacts."""
+        """Note the controls that are finished as the run's own artefacts."""
         context = self._context
         for artifact in load_manifest(self.layout).artifacts.values():
             path = f"{FOLDER}/{artifact.path}"
@@ -144,7 +169,6 @@ class SideRun:
             self._context.control.followers.remove(self.layout)
         if self._process.poll() is not None:
             return
-        self._process.send_signal(signal.SIGCONT)
         self._process.terminate()
         try:
             self._process.wait(timeout=STOP_S)
@@ -179,14 +203,13 @@ def train_controls(context: RunContext) -> int:
     return ExitCode.OK
 
 
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel end this process with its parent (Linux): a killed run leaves nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-if __name__ == "__main__":
-    _die_with_parent(os.getppid())
-    sys.exit(run_engine(RunLayout(Path(sys.argv[1]).absolute()), train_controls))
+def _end_leftover(layout: RunLayout) -> None:
+    """Kill an engine of the controls whose parent was killed before it could notice."""
+    holder = adopt(layout) if layout.manifest.exists() else None
+    if holder is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(holder.pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_S
+    while adopt(layout) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)

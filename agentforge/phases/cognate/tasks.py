@@ -37,9 +37,13 @@ def measure_tasks(
     behaviour: Behaviour,
     data: Prepared,
     items: int,
+    longest: int,
     between: Callable[[], None],
 ) -> TaskResults:
-    """Measure a model on up to `items` held-out records of every benchmark present."""
+    """Measure a model on up to `items` held-out records of every benchmark present.
+
+    Prompts keep their last tokens up to `longest`, the length the model was trained at.
+    """
     gsm8k = None
     choices: dict[str, ChoiceResult] = {}
     for name, examples in data.examples.items():
@@ -47,9 +51,9 @@ def measure_tasks(
         if not chosen:
             continue
         if name == GSM8K:
-            gsm8k = _gsm8k(model, behaviour, data.tokenizer, chosen, between)
+            gsm8k = _gsm8k(model, behaviour, data.tokenizer, chosen, longest, between)
         elif all(len(e.choices) > 1 for e in chosen):
-            choices[name] = _choices(model, behaviour, data.tokenizer, chosen, between)
+            choices[name] = _choices(model, behaviour, data.tokenizer, chosen, longest, between)
     return TaskResults(gsm8k, choices)
 
 
@@ -58,9 +62,10 @@ def _gsm8k(
     behaviour: Behaviour,
     tokenizer: TextTokenizer,
     examples: Sequence[Example],
+    longest: int,
     between: Callable[[], None],
 ) -> GsmResult:
-    room = model.config.context - NEW_TOKENS
+    room = min(longest, model.config.context - NEW_TOKENS)
     pairs = []
     for start in range(0, len(examples), ROWS):
         between()
@@ -78,11 +83,12 @@ def _choices(
     behaviour: Behaviour,
     tokenizer: TextTokenizer,
     examples: Sequence[Example],
+    longest: int,
     between: Callable[[], None],
 ) -> ChoiceResult:
     def score(prompt: str, continuations: Sequence[str]) -> list[tuple[float, int]]:
         between()
-        return score_continuations(model, behaviour, tokenizer, prompt, continuations)
+        return score_continuations(model, behaviour, tokenizer, prompt, continuations, longest)
 
     items = [
         ChoiceItem(prompt_text(e.prompt), tuple(f" {c}" for c in e.choices), e.gold)
@@ -98,13 +104,14 @@ def score_continuations(
     tokenizer: TextTokenizer,
     prompt: str,
     continuations: Sequence[str],
+    limit: int,
 ) -> list[tuple[float, int]]:
     """Log-probability (nats) and tokens of each continuation after a prompt.
 
-    The prompt's start is cut where both do not fit the context.
+    The prompt's start is cut where both are longer than `limit` tokens.
     """
     model.eval()
-    context = model.config.context
+    context = min(limit, model.config.context)
     head = tokenizer.encode(prompt)
     tails = [tokenizer.encode(c)[: context - 1] for c in continuations]
     longest = max(len(t) for t in tails)

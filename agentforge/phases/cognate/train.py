@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agentforge.data.curriculum import stage_at
@@ -30,9 +30,10 @@ from agentforge.phases.cognate.training import (
     out_of_memory_text,
     take_step,
 )
-from agentforge.resources import TrainingResources, next_micro_batch_after_oom
+from agentforge.resources import Resolved, TrainingResources, next_micro_batch_after_oom
 from agentforge.run.checkpoint import CheckpointInfo, CheckpointStore
 from agentforge.run.context import RunContext
+from agentforge.run.manifest import Resolved as ResolvedValue
 from agentforge.run.storage import look_at_disk
 from agentforge.sizing import longest_sequence
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from agentforge.phases.cognate.side import SideRun
 
 PHASE = "cognate"
+FINISHED_EARLY = "cognate.finished_early"
 MOST_ROLLBACKS = 3
 """Returns to a checkpoint with half the learning rate before a training is given up."""
 
@@ -70,7 +72,6 @@ class Bench:
         progress: Steps done before the running stage, and of the whole phase.
         fitness: Search fitness of the model in training; decides on extensions.
         finishing: A user asked to end the phase: no more steps are taken.
-        best_fitness: Of the checkpoint marked as best.
         side: The engine that trains the controls meanwhile.
     """
 
@@ -81,7 +82,6 @@ class Bench:
     progress: tuple[int, int]
     fitness: Callable[[Training], float]
     finishing: bool = False
-    best_fitness: float = -1.0
     side: SideRun | None = None
 
 
@@ -113,7 +113,7 @@ def train(bench: Bench, training: Training) -> None:
 def _one_step(bench: Bench, training: Training, started: float, first: int) -> None:
     """Draw a batch, take the step (again after a remedy), tell of it."""
     config, stage, data = bench.context.config, training.stage, bench.data
-    training.optimizer.lr_scale = config.cognate.optim.lr_scale * 0.5**training.rollbacks
+    training.optimizer.lr_scale = config.cognate.optim.lr_scale * 0.5**training.halvings
     level = stage_at(training.step, stage.steps, config.data.curriculum) if stage.curriculum else 3
     weights = data.weights(stage.mix, level)
     if level != training.curriculum:
@@ -165,7 +165,8 @@ def _with_less_memory(
     """
     while True:
         try:
-            return take_step(training, bench.data, items, bench.resources)
+            beta = bench.context.config.cognate.halting_beta
+            return take_step(training, bench.data, items, bench.resources, beta)
         except (MemoryError, RuntimeError, HalfStepError) as error:
             half = isinstance(error, HalfStepError)
             if not half and not out_of_memory(error):
@@ -183,17 +184,32 @@ def _with_less_memory(
                 actions=(SMALLER,),
                 recommended="smaller_batch" if smaller else "stop",
                 level="error",
+                optional=False,
             )
             chosen = decide(alert, bench.context)
             if chosen == "stop" or smaller is None:
-                if half:
-                    raise RunSuspended("memory ran out; the last checkpoint is kept") from error
-                _suspend(bench, training, "memory ran out")
-            if half:
-                restore(bench, training)
-            training.micro_batch_tokens = smaller or training.micro_batch_tokens
+                raise RunSuspended("memory ran out; the last checkpoint is kept") from error
+            if half and not restore(bench, training):
+                raise TrainingError(
+                    f"{training.stage.model}: memory ran out inside the optimiser at step "
+                    f"{training.step}, and no checkpoint of this stage is readable",
+                    remedy="set resources.micro_batch_tokens lower and start a new run",
+                ) from error
+            training.micro_batch_tokens = smaller
+            _keep_micro_batch(bench, smaller)
             if half:
                 return None
+
+
+def _keep_micro_batch(bench: Bench, tokens: int) -> None:
+    """Later stages, and resumed engines, begin with what turned out to fit."""
+    fits = Resolved(tokens, "what fitted after memory ran out")
+    bench.resources = replace(bench.resources, micro_batch_tokens=fits)
+    manifest = bench.context.manifest
+    manifest.resolved["resources.micro_batch_tokens"] = ResolvedValue(
+        value=tokens, reason=fits.reason
+    )
+    bench.context.save_manifest()
 
 
 def _step_event(training: Training, result: StepResult) -> StepDone:
@@ -207,7 +223,7 @@ def _step_event(training: Training, result: StepResult) -> StepDone:
         "loss/last_step": result.last_loss,
         "train/epoch": training.epochs(),
         "optimizer/muon_lr": result.stats.lr,
-        "optimizer/adamw_lr": result.stats.adamw_lr,
+        "optim/adamw_lr": result.stats.adamw_lr,
         "optimizer/grokfast_lambda": training.stage.optim.grokfast_lambda,
         "optim/qk_clip_count": float(result.clipped_heads),
     }
@@ -253,12 +269,21 @@ def _listen(bench: Bench, training: Training) -> None:
         if asked.suspend:
             raise RunSuspended(f"suspended at step {training.step} of {training.stage.model}")
         if asked.finish:
-            bench.finishing = True
+            finish(bench, f"at step {training.step} of {training.stage.model}")
             context.control.done(asked, "finish", message="no more steps are taken")
         if not asked.paused:
             break
     if training.step % config.storage.disk_check_interval == 0:
         _look_at_disk(bench, training)
+
+
+def finish(bench: Bench, when: str) -> None:
+    """End the phase: no more steps, now or after a resume."""
+    bench.finishing = True
+    bench.context.manifest.resolved[FINISHED_EARLY] = ResolvedValue(
+        value=True, reason=f"asked for {when}"
+    )
+    bench.context.save_manifest()
 
 
 def save_checkpoint(bench: Bench, training: Training) -> CheckpointInfo:
@@ -271,6 +296,11 @@ def save_checkpoint(bench: Bench, training: Training) -> CheckpointInfo:
         state=training.state(),
     )
     bench.context.emit(info.event(bench.context.layout))
+    record = bench.context.manifest.phases[PHASE]
+    now = time.time()
+    record.wall_s += now - record.started if record.started else 0.0
+    record.started = now
+    bench.context.save_manifest()
     return info
 
 
@@ -299,6 +329,7 @@ def _extend(bench: Bench, training: Training) -> bool:
     used = (training.total_steps - stage.steps) // max(1, stage.extension_steps)
     if not stage.target_fitness or used >= stage.max_extensions:
         return False
+    save_checkpoint(bench, training)
     fitness = bench.fitness(training)
     if fitness >= stage.target_fitness:
         return False
@@ -338,7 +369,7 @@ def _roll_back(bench: Bench, training: Training, code: str, title: str, detail: 
     )
     chosen = decide(alert, bench.context)
     training.watch.reset()
-    rollbacks = training.rollbacks + 1
+    rollbacks, halvings = training.rollbacks + 1, training.halvings + 1
     if chosen == "stop":
         raise RunSuspended(
             f"{title} at step {training.step} of {stage.model}; the last checkpoint is kept: "
@@ -352,7 +383,7 @@ def _roll_back(bench: Bench, training: Training, code: str, title: str, detail: 
                 remedy="lower cognate.optim.muon_lr and adamw_lr and start a new run",
             )
     if chosen != "continue":
-        training.rollbacks = rollbacks
+        training.rollbacks, training.halvings = rollbacks, halvings
 
 
 def _stalled(bench: Bench, training: Training) -> None:
@@ -371,7 +402,7 @@ def _stalled(bench: Bench, training: Training) -> None:
     chosen = decide(alert, bench.context)
     training.watch.reset()
     if chosen == "halve_lr":
-        training.rollbacks += 1
+        training.halvings += 1
     elif chosen == "stop":
         _suspend(bench, training, "the loss stands still")
 

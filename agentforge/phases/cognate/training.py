@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from agentforge.data.prepare import Prepared
 from agentforge.data.sampler import MixSampler
 from agentforge.detectors import LossWatch
 from agentforge.model.language_model import CognateLM
-from agentforge.model.loss import LossParts, training_loss
+from agentforge.model.loss import HaltingObjective, LossParts, training_loss
 from agentforge.model.record import ForwardRecord
 from agentforge.optim.hybrid import HybridOptimizer, StepStats
 from agentforge.optim.loss_scale import LossScaler
 from agentforge.optim.qk_clip import qk_clip_
 from agentforge.phases.cognate.stages import Stage
 from agentforge.resources import TrainingResources
+from agentforge.run.rng import RngState, capture_rng, restore_rng
 from agentforge.run.tensor_file import require_shapes
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,6 +44,7 @@ class Training:
         total_steps: Steps to do, extensions included.
         curriculum: Curriculum stage of the last step, 0 before the first.
         rollbacks: Returns to a checkpoint so far.
+        halvings: How often the learning rate was halved.
         stalls: Plateau alerts so far.
     """
 
@@ -56,11 +58,16 @@ class Training:
     total_steps: int = 0
     curriculum: int = 0
     rollbacks: int = 0
+    halvings: int = 0
     stalls: int = 0
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """All tensors, by file of the checkpoint."""
-        return {"model": self.model.state_dict(), "optim": self.optimizer.state_tensors()}
+        return {
+            "model": self.model.state_dict(),
+            "optim": self.optimizer.state_tensors(),
+            "rng": capture_rng().tensors,
+        }
 
     def state(self) -> dict[str, Any]:
         """The rest, as JSON."""
@@ -73,6 +80,8 @@ class Training:
             "total_steps": self.total_steps,
             "curriculum": self.curriculum,
             "rollbacks": self.rollbacks,
+            "halvings": self.halvings,
+            "rng": capture_rng().state,
             "stalls": self.stalls,
         }
 
@@ -92,6 +101,8 @@ class Training:
         self.optimizer.total_steps = self.total_steps
         self.curriculum = state["curriculum"]
         self.rollbacks = state["rollbacks"]
+        self.halvings = state["halvings"]
+        restore_rng(RngState(state["rng"], dict(groups["rng"])))
         self.stalls = state["stalls"]
 
     def epochs(self) -> float:
@@ -202,6 +213,7 @@ def take_step(
     data: Prepared,
     items: list[tuple[str, int]],
     resources: TrainingResources,
+    beta: float,
 ) -> StepResult:
     """Forward and backward over all micro-batches, then one optimiser step.
 
@@ -222,7 +234,8 @@ def take_step(
     records, expected = [], []
     for batch in batches:
         record = ForwardRecord(valid=batch.valid.to(device))
-        parts = _forward(training, batch.to(device), resources, targets, tokens, record)
+        objective = replace(stage.objective, beta=beta if stage.objective.enabled else 0.0)
+        parts = _forward(training, batch.to(device), resources, objective, targets, tokens, record)
         scaler = training.optimizer.scaler
         (scaler.scale(parts.total) if scaler else parts.total).backward()  # type: ignore[no-untyped-call]
         task += float(parts.task_sum)
@@ -261,6 +274,7 @@ def _forward(
     training: Training,
     batch: MicroBatch,
     resources: TrainingResources,
+    objective: HaltingObjective,
     targets: int,
     tokens: int,
     record: ForwardRecord,
@@ -273,7 +287,7 @@ def _forward(
             batch.targets,
             batch.valid,
             training.stage.train_behaviour,
-            training.stage.objective,
+            objective,
             targets,
             tokens,
             resources.vocab_chunk.value,
