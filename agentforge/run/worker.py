@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the engine; the exit code is the run's (see `ExitCode`)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m agentforge.run.worker RUN_DIR\n")
+        _say("usage: python -m agentforge.run.worker RUN_DIR\n")
         return ExitCode.USAGE
     return run_engine(RunLayout(Path(arguments[0]).absolute()), _run_pipeline)
 
@@ -73,13 +73,13 @@ def run_engine(layout: RunLayout, pipeline: Pipeline) -> int:
         lock = RunLock(layout)
     except AgentForgeError as error:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
-        sys.stderr.write(f"{error}\n")
+        _say(f"{error}\n")
         return error.exit_code
     with lock:
         try:
             tee = TeeSink(JsonlSink(layout.events), _other_sinks(layout, config))
         except AgentForgeError as error:
-            sys.stderr.write(f"{error}\n")
+            _say(f"{error}\n")
             return error.exit_code
         with contextlib.closing(tee):
             resumed = any(True for _ in read_events(layout.events, ("run_started",)))
@@ -163,7 +163,7 @@ def _leave(
 ) -> None:
     """Answer what is open and write the last event; a full disk does not stop it."""
     if outcome.state == "failed" or outcome.exit_code == ExitCode.PREFLIGHT:
-        sys.stderr.write(f"{outcome.reason}\n")
+        _say(f"{outcome.reason}\n")
     with contextlib.suppress(PreflightError):
         if control is not None:
             control.close(outcome.state)
@@ -174,6 +174,13 @@ def _leave(
         tee.emit(
             RunEnded(state=outcome.state, reason=outcome.reason, exit_code=int(outcome.exit_code))
         )
+
+
+def _say(text: str) -> None:
+    """Write to ``console.log``; on a full disk the exit code has to do."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _run_pipeline(context: RunContext) -> int:

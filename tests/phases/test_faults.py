@@ -3,6 +3,7 @@ nothing lost."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -93,14 +94,15 @@ def test_a_second_engine_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of its own, of the size the test asks for."""
     folder = tmp_path / "small"
     folder.mkdir()
     if (
         os.geteuid() != 0
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False
+            ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(folder)],
+            check=False,
         ).returncode
     ):
         pytest.skip("mounting a small file system needs root")
@@ -110,6 +112,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_a_full_disk_is_refused_before_the_start(small_disk: Path) -> None:
     done = batch("--preset", "smoke", "--run-dir", str(small_disk))
     assert done.returncode == ExitCode.PREFLIGHT
@@ -117,18 +120,15 @@ def test_a_full_disk_is_refused_before_the_start(small_disk: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("small_disk", ["80m"], indirect=True)
 def test_a_disk_that_fills_up_leaves_a_run_that_goes_on_elsewhere(
     small_disk: Path, tmp_path: Path
 ) -> None:
     run = new_run(small_disk, "storage.prune_below_gb=0", "storage.suspend_below_gb=0")
     assert kill_after(run, 40, signal.SIGTERM)
     filler = small_disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-                file.flush()
-        except OSError:
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
             pass
     assert finish(run) in (ExitCode.PREFLIGHT, ExitCode.SUSPENDED), console(run)
     assert "Traceback" not in console(run)
@@ -144,7 +144,11 @@ def test_a_disk_that_fills_up_leaves_a_run_that_goes_on_elsewhere(
     ("arguments", "code", "words"),
     [
         (("--set", "cognate.bse.steps=3"), ExitCode.USAGE, ("cognate.bse", "cognate.base")),
-        (("--set", "cognate.base.steps=0"), ExitCode.USAGE, ("cognate.base.steps", "0", ">= 1")),
+        (
+            ("--set", "cognate.base.steps=0"),
+            ExitCode.USAGE,
+            ("cognate.base.steps", "0", "at least 1"),
+        ),
         (("--set", "cognate.batch_size=many"), ExitCode.USAGE, ("batch_size", "many")),
         (("--preset", "smok"), ExitCode.USAGE, ("smok", "smoke")),
         (("--config", "/no/such.toml"), ExitCode.USAGE, ("/no/such.toml",)),
