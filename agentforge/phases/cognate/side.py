@@ -52,7 +52,7 @@ PHASE = "cognate"
 CONTROLS = "cognate.controls"
 """Phase of the controls' events: displays follow the run's own models."""
 FOLDER = "controls"
-COMMAND = (sys.executable, "-m", "agentforge.phases.cognate.side_main")
+COMMAND = (sys.executable, "-m", "agentforge.controls_engine")
 BASE_STEPS = "cognate.base_steps"
 PASSED_ON = (StageStarted, StageEnded, StepDone, EvalDone, CurriculumStage)
 TOLD_ON = (Alert, ActionTaken, LogLine)

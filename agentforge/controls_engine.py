@@ -1,4 +1,4 @@
-"""The process of the controls: ``python -m agentforge.phases.cognate.side_main FOLDER PARENT``.
+"""The process of the controls: ``python -m agentforge.controls_engine FOLDER PARENT``.
 
 Before anything heavy is imported it asks the kernel to end it with its parent (Linux), so that a
 killed run leaves nothing behind.
