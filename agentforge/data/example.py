@@ -20,6 +20,8 @@ class Example:
         choices: Candidate answers of a choice task (ARC, PIQA, ...), the gold one included.
         gold: Index of the right choice; -1 when there are none.
         difficulty: Size of the problem where known (numbers to add, digits to recall); 0: unknown.
+        group: What other examples share with this one, such as a passage with many questions;
+            a group falls into one split as a whole. Empty: the example stands alone.
     """
 
     prompt: str
@@ -29,6 +31,7 @@ class Example:
     choices: tuple[str, ...] = ()
     gold: int = -1
     difficulty: int = 0
+    group: str = ""
 
 
 def prompt_text(prompt: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from agentforge.data.example import Example
-from agentforge.data.splits import Split, normalise, split_of
+from agentforge.data.splits import Split, split_key, split_of
 
 _HELD_OUT: tuple[Split, ...] = ("search", "rescore", "report")
 
@@ -27,21 +27,16 @@ def chosen_rows(name: str, total: int, limit: int) -> list[int]:
     return sorted(order[:limit])
 
 
-def key_of(example: Example) -> str:
-    """What makes two examples the same for leak checks: the normalised prompt, or text."""
-    return normalise(example.prompt or example.answer)
-
-
 def held_out_split_of(example: Example) -> Split:
     """The split of an example out of a file that must not be trained on: never ``train``.
 
     It is `split_of` where that is held out already, else one of the three by a second hash, so
-    that equal prompts share a split here too.
+    that equal keys share a split here too.
     """
     split = split_of(example)
     if split != "train":
         return split
-    return _HELD_OUT[_digest("held out:" + key_of(example)) % len(_HELD_OUT)]
+    return _HELD_OUT[_digest("held out:" + split_key(example)) % len(_HELD_OUT)]
 
 
 def _digest(text: str) -> int:

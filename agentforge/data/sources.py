@@ -27,8 +27,8 @@ from agentforge.data.example import Example
 from agentforge.data.hub import HubSession, HubUnavailable
 from agentforge.data.records import Record, Skipped, read_jsonl
 from agentforge.data.registry import REGISTRY, DatasetEntry, entry
-from agentforge.data.selection import chosen_rows, held_out_split_of, key_of
-from agentforge.data.splits import SPLITS, Split, split_of
+from agentforge.data.selection import chosen_rows, held_out_split_of
+from agentforge.data.splits import SPLITS, Split, split_key, split_of
 from agentforge.errors import DataError
 
 HELD_OUT_CAP = 3_000
@@ -146,7 +146,7 @@ def load_datasets(config: DataConfig) -> DataInventory:
             formatted.append(_format(item, raw))
     if missing and (config.require_all or not formatted):
         raise _not_found(missing, config)
-    never = {key_of(e) for part in formatted for e, held_out in part.examples if held_out}
+    never = {split_key(e) for part in formatted for e, held_out in part.examples if held_out}
     return DataInventory(tuple(_split(part, never) for part in formatted), tuple(missing))
 
 
@@ -157,7 +157,7 @@ def load_raw(item: DatasetEntry, raw: Raw) -> LoadedDataset:
         DataError: A column is wrong or no record is usable.
     """
     part = _format(item, raw)
-    return _split(part, {key_of(e) for e, held_out in part.examples if held_out})
+    return _split(part, {split_key(e) for e, held_out in part.examples if held_out})
 
 
 def data_folder(config: DataConfig) -> Path | None:
@@ -311,8 +311,8 @@ def _split(part: _Formatted, never: set[str]) -> LoadedDataset:
         split = held_out_split_of(example) if held_out else split_of(example)
         if (example.prompt, example.answer) in seen:
             skipped["repeated"] += 1
-        elif split == "train" and key_of(example) in never:
-            skipped["prompt is in a held-out file"] += 1
+        elif split == "train" and split_key(example) in never:
+            skipped["prompt or passage is in a held-out file"] += 1
         else:
             seen.add((example.prompt, example.answer))
             splits[split].append(example)

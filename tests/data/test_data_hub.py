@@ -56,7 +56,7 @@ def test_a_held_out_hub_split_is_never_trained_on(told: Told) -> None:
         dropped = loaded["skipped"]
         assert kept + sum(dropped.values()) == loaded["records"]
         assert sum(dropped.values()) == held_out, "each was in train too"
-        assert dropped["prompt is in a held-out file"] > 0
+        assert dropped["prompt or passage is in a held-out file"] > 0
 
 
 def test_an_unknown_id_is_stated_with_its_reason(told: Told) -> None:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentforge.data.example import Example
-from agentforge.data.selection import chosen_rows, held_out_split_of, key_of
-from agentforge.data.splits import split_of
+from agentforge.data.selection import chosen_rows, held_out_split_of
+from agentforge.data.splits import split_key, split_of
 
 
 @given(st.integers(0, 300), st.integers(0, 300))
@@ -41,5 +41,5 @@ def test_a_held_out_record_is_never_in_train(prompt: str) -> None:
 def test_equal_normalised_prompts_share_key_and_split() -> None:
     one = Example("What is 2 + 2?", "4", "gsm8k", "math")
     two = Example("what  is 2+2", "4", "svamp", "math")
-    assert key_of(one) == key_of(two)
+    assert split_key(one) == split_key(two)
     assert held_out_split_of(one) == held_out_split_of(two)

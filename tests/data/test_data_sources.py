@@ -11,9 +11,8 @@ import pytest
 
 from agentforge.config.schema import DataConfig
 from agentforge.data import hub, sources
-from agentforge.data.selection import key_of
 from agentforge.data.sources import DataInventory, load_datasets
-from agentforge.data.splits import SPLITS, split_of
+from agentforge.data.splits import SPLITS, split_key, split_of
 from agentforge.errors import DataError
 
 
@@ -42,7 +41,7 @@ def test_splits_are_disjoint_complete_and_repeatable(tmp_path: Path) -> None:
     first = load(tmp_path).loaded[0]
     assert (first.found, first.records, dict(first.skipped)) == ("local", 360, {})
     assert sum(len(items) for items in first.examples.values()) == 360
-    keys = [{key_of(e) for e in first.examples[split]} for split in SPLITS]
+    keys = [{split_key(e) for e in first.examples[split]} for split in SPLITS]
     assert sum(len(k) for k in keys) == len(set.union(*keys)) == 360
     assert load(tmp_path).loaded[0].examples == first.examples
 
@@ -60,9 +59,9 @@ def test_a_training_record_that_is_also_held_out_is_dropped(tmp_path: Path) -> N
     loud = [{**row, "question": row["question"].upper() + " "} for row in gsm(100)]
     write(tmp_path / "gsm8k" / "test.jsonl", loud)
     loaded = load(tmp_path).loaded[0]
-    held = {key_of(e) for split in SPLITS[1:] for e in loaded.examples[split]}
-    assert not held & {key_of(e) for e in loaded.examples["train"]}
-    assert loaded.skipped["prompt is in a held-out file"] > 40
+    held = {split_key(e) for split in SPLITS[1:] for e in loaded.examples[split]}
+    assert not held & {split_key(e) for e in loaded.examples["train"]}
+    assert loaded.skipped["prompt or passage is in a held-out file"] > 40
     placed = sum(len(items) for items in loaded.examples.values())
     assert placed + sum(loaded.skipped.values()) == loaded.records
 

@@ -39,8 +39,9 @@ def boolq(record: Record) -> Example | Skipped:
     """BoolQ: passage and yes/no question (the question column has no question mark)."""
     question = record.text("question").rstrip("?").rstrip() + "?"
     gold = 0 if record.flag("answer") else 1
-    prompt = f"{record.text('passage')}\n{question[:1].upper()}{question[1:]}"
-    return Example(prompt, YES_NO[gold], record.dataset, "commonsense", YES_NO, gold)
+    passage = record.text("passage")
+    prompt = f"{passage}\n{question[:1].upper()}{question[1:]}"
+    return Example(prompt, YES_NO[gold], record.dataset, "commonsense", YES_NO, gold, group=passage)
 
 
 def _unmarked(text: str) -> str:

@@ -79,8 +79,9 @@ def drop(record: Record) -> Example | Skipped:
         )
         whole = [s for s in distinct if not any(s in other and s != other for other in distinct)]
         answer = ", ".join(whole)
-    prompt = f"{record.text('passage')}\n{record.text('question')}"
-    return Example(prompt, answer, record.dataset, "qa")
+    passage = record.text("passage")
+    prompt = f"{passage}\n{record.text('question')}"
+    return Example(prompt, answer, record.dataset, "qa", group=passage)
 
 
 def strategy_qa(record: Record) -> Example | Skipped:
