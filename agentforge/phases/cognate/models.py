@@ -13,6 +13,7 @@ from agentforge.events import EvalDone
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.artifacts import Trained, load_trained, save_trained
 from agentforge.phases.cognate.measure import measure_model
+from agentforge.phases.cognate.probe import fitting_micro_batch
 from agentforge.phases.cognate.results import skills_of
 from agentforge.phases.cognate.stages import Stage, base_stage, specialist_stages
 from agentforge.phases.cognate.train import (
@@ -20,6 +21,7 @@ from agentforge.phases.cognate.train import (
     PHASE,
     Bench,
     finish,
+    keep_micro_batch,
     restore,
     save_checkpoint,
     train,
@@ -30,6 +32,7 @@ from agentforge.resources import TrainingResources
 from agentforge.run.checkpoint import CheckpointStore
 from agentforge.run.context import RunContext
 from agentforge.run.manifest import Resolved
+from agentforge.sizing import longest_sequence
 
 BEST_FITNESS = "cognate.best_fitness"
 
@@ -74,6 +77,12 @@ def get_model(
         windows = (cognate.divergence_window, cognate.plateau_window)
         training = start_training(stage, model, bench.data, bench.resources, windows)
         if not restore(bench, training):
+            if bench.resources.device.value == "cuda":
+                longest = longest_sequence(context.config)
+                fits = fitting_micro_batch(training, bench.resources, longest)
+                if fits != training.micro_batch_tokens:
+                    training.micro_batch_tokens = fits
+                    keep_micro_batch(bench, fits)
             save_checkpoint(bench, training)
         train(bench, training)
         _finish(bench, training)

@@ -196,12 +196,12 @@ def _with_less_memory(
                     remedy="set resources.micro_batch_tokens lower and start a new run",
                 ) from error
             training.micro_batch_tokens = smaller
-            _keep_micro_batch(bench, smaller)
+            keep_micro_batch(bench, smaller)
             if half:
                 return None
 
 
-def _keep_micro_batch(bench: Bench, tokens: int) -> None:
+def keep_micro_batch(bench: Bench, tokens: int) -> None:
     """Later stages, and resumed engines, begin with what turned out to fit."""
     fits = Resolved(tokens, "what fitted after memory ran out")
     bench.resources = replace(bench.resources, micro_batch_tokens=fits)
