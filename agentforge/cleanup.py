@@ -7,12 +7,12 @@ live run never goes. A suspended one waits for its owner: age does not remove it
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from agentforge.run.storage import directory_bytes
 
 DAY_S = 86_400.0
 FINISHED_DAYS = 30.0
@@ -71,7 +71,7 @@ def choose(runs: Sequence[OldRun], now: float) -> list[Removal]:
     for run in removable[: max(0, len(left) - MOST_RUNS)]:
         reasons[run.run_id] = f"{len(runs)} runs, {MOST_RUNS} are kept"
     chosen = sorted((r for r in runs if r.run_id in reasons), key=lambda r: r.last_sign)
-    return [Removal(run, reasons[run.run_id], folder_bytes(run.path)) for run in chosen]
+    return [Removal(run, reasons[run.run_id], directory_bytes(run.path)) for run in chosen]
 
 
 def remove(removals: Sequence[Removal]) -> list[tuple[Removal, str]]:
@@ -87,13 +87,3 @@ def remove(removals: Sequence[Removal]) -> list[tuple[Removal, str]]:
         except OSError as error:
             failed.append((removal, error.strerror or str(error)))
     return failed
-
-
-def folder_bytes(path: Path) -> int:
-    """Bytes of all files below a folder; links are not followed."""
-    total = 0
-    for here, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(here, name)).st_size
-    return total

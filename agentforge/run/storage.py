@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -22,6 +24,11 @@ def look_at_disk(folder: Path, storage: StorageConfig) -> Literal["ok", "prune",
     return "prune" if free < storage.prune_below_gb else "ok"
 
 
-def directory_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+def directory_bytes(path: Path) -> int:
+    """Bytes of all files below a folder; links are not followed."""
+    total = 0
+    for here, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(here, name)).st_size
+    return total

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from agentforge.cleanup import DAY_S, MOST_RUNS, OldRun, choose, folder_bytes, remove
+from agentforge.cleanup import DAY_S, MOST_RUNS, OldRun, choose, remove
+from agentforge.run.storage import directory_bytes
 
 NOW = 1_800_000_000.0
 
@@ -54,7 +55,7 @@ def test_removing_tells_what_failed(tmp_path: Path):
     folder = tmp_path / "gone"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "file").write_bytes(b"x" * 100)
-    assert folder_bytes(folder) == 100
+    assert directory_bytes(folder) == 100
     removals = choose(
         [OldRun("gone", folder, "failed", 0.0), OldRun("absent", tmp_path / "no", "failed", 0.0)],
         NOW,

@@ -9,7 +9,7 @@ import torch
 from agentforge.errors import PreflightError
 from agentforge.model.loss import training_loss
 from agentforge.optim.hybrid import HybridOptimizer
-from agentforge.phases.cognate.training import Training, out_of_memory
+from agentforge.phases.cognate.training import AUTOCAST, Training, out_of_memory
 from agentforge.resources import TrainingResources, next_micro_batch_after_oom
 
 
@@ -44,7 +44,7 @@ def _fits(training: Training, resources: TrainingResources, rows: int, length: i
     device = model.rope_cos.device
     ids = torch.arange(rows * length, device=device).view(rows, length) % model.vocab_size
     valid = torch.ones_like(ids, dtype=torch.bool)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resources.precision.value)
+    kind = AUTOCAST.get(resources.precision.value)
     optimizer = HybridOptimizer(
         dict(model.named_parameters()), model.hidden_matrices(), stage.optim, 1
     )
