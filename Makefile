@@ -1,4 +1,5 @@
 # `make demo` and `make test` need Python 3.11 or newer, make and a C++ compiler; they create the rest.
+# (Without a compiler the kernels run through torch: slower, with the same results.)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,11 +7,16 @@ INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 SEED ?= 42
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
-$(INSTALLED): pyproject.toml constraints.txt
+# The native extension, and CMake and Ninja where the system has none.
+NATIVE := CMakeLists.txt $(wildcard kernels/agentforge_kernels/native/*.[ch]pp)
+BUILD_TOOLS := scikit-build-core nanobind \
+	$(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
+
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt scikit-build-core
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(BUILD_TOOLS)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,gpt2]'
 	touch $@
 
@@ -28,6 +34,21 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.bench_training
+
+# The native kernels under AddressSanitizer and UBSan: every exactness test against an instrumented
+# build. Leak detection is off: it would report Python and torch.
+SANITIZED := build/sanitize
+SANITIZER_LIBRARIES := libasan.so libubsan.so libstdc++.so
+sanitize: $(INSTALLED)
+	cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Release -DAGENTFORGE_SANITIZE=ON \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build $(SANITIZED)
+	LD_PRELOAD="$(foreach library,$(SANITIZER_LIBRARIES),$(shell $(or $(CXX),c++) -print-file-name=$(library)))" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	AGENTFORGE_TEST_EXTENSION="$$(echo $(abspath $(SANITIZED))/_extension*.so)" \
+	$(BIN)/python -m pytest -p tests.kernels.sanitized_extension -p no:cacheprovider \
+		tests/kernels/test_native_dense.py tests/kernels/test_native_quantize.py \
+		$(wildcard tests/kernels/test_native_sparse*.py tests/kernels/test_native_256*.py)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

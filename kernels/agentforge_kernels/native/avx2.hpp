@@ -1,0 +1,205 @@
+// Dense ternary kernels on AVX2: vpmaddubsw multiplies unsigned codes with signed activations and adds
+// neighbours into int16. Those are summed in int16 and widened before they can overflow:
+//   a code is at most 2 and an activation at least -128, so a pair is in [-512, 508], and 64 of them are
+//   in [-32768, 32512]: exactly int16. The bounds below follow from that; nothing ever saturates.
+#pragma once
+
+#include "avx2_quantize.hpp"
+#include "dense_kernels.hpp"
+#include "epilogue_avx2.hpp"
+
+#if AGENTFORGE_X86
+AGENTFORGE_TARGET_AVX2
+namespace agentforge::avx2 {
+
+static AGENTFORGE_INLINE __m256i load_32(const void* address) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(address));
+}
+
+// Neighbouring int16 added into int32.
+static AGENTFORGE_INLINE __m256i widen_pairs(__m256i narrow) {
+  return _mm256_madd_epi16(narrow, _mm256_set1_epi16(1));
+}
+
+// ---- One token -----------------------------------------------------------------------------------
+// Fields 0 and 2 (after a shift by four) are masked in place, and so are 1 and 3, which then count four
+// times: 13 instructions for 32 bytes of weights instead of 15. In eight groups the fourfold sums add 16
+// pairs of at most 4 * 512 = 2048: again exactly [-32768, 32512]; a quarter of that and the single sums
+// (16 pairs, at most 8192 each) then fit one int16.
+
+constexpr int64_t kMatvecSegment = 8;
+
+static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum, float scale,
+                   const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
+  const __m256i single_mask = _mm256_set1_epi8(0x03), fourfold_mask = _mm256_set1_epi8(0x0c);
+  const __m256i correction = _mm256_set1_epi32(sum);
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const uint8_t* const blocks = panels + panel * groups * kGroupBytes;
+    __m256i sums[4][2];  // in memory: lines of 16 rows take turns on a segment of 2 KB
+    for (int line = 0; line < 4; ++line) sums[line][0] = sums[line][1] = _mm256_setzero_si256();
+    for (int64_t segment = 0; segment < groups; segment += kMatvecSegment) {
+      const int64_t count = smaller(kMatvecSegment, groups - segment);
+      for (int line = 0; line < 4; ++line) {
+        const uint8_t* codes = blocks + segment * kGroupBytes + 64 * line;
+        const int8_t* x = q + segment * kGroupColumns;
+        __m256i single[2], fourfold[2];
+        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+          single[half] = fourfold[half] = _mm256_setzero_si256();
+        for (int64_t group = 0; group < count; ++group, codes += kGroupBytes, x += kGroupColumns) {
+          _mm_prefetch(reinterpret_cast<const char*>(codes) + 16 * kGroupBytes, _MM_HINT_T0);
+          const __m256i x0 = _mm256_set1_epi32(load_unaligned<int32_t>(x));
+          const __m256i x1 = _mm256_set1_epi32(load_unaligned<int32_t>(x + 4));
+          const __m256i x2 = _mm256_set1_epi32(load_unaligned<int32_t>(x + 8));
+          const __m256i x3 = _mm256_set1_epi32(load_unaligned<int32_t>(x + 12));
+          AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) {
+            const __m256i low = load_32(codes + 32 * half), high = _mm256_srli_epi16(low, 4);
+            single[half] = _mm256_add_epi16(
+                single[half], _mm256_maddubs_epi16(_mm256_and_si256(low, single_mask), x0));
+            fourfold[half] = _mm256_add_epi16(
+                fourfold[half], _mm256_maddubs_epi16(_mm256_and_si256(low, fourfold_mask), x1));
+            single[half] = _mm256_add_epi16(
+                single[half], _mm256_maddubs_epi16(_mm256_and_si256(high, single_mask), x2));
+            fourfold[half] = _mm256_add_epi16(
+                fourfold[half], _mm256_maddubs_epi16(_mm256_and_si256(high, fourfold_mask), x3));
+          }
+        }
+        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+          sums[line][half] = _mm256_add_epi32(
+              sums[line][half],
+              widen_pairs(_mm256_add_epi16(single[half], _mm256_srai_epi16(fourfold[half], 2))));
+      }
+    }
+    for (int line = 0; line < 4; ++line)
+      for (int half = 0; half < 2; ++half)
+        finish_8_rows(epilogue, panel * kPanelRows + 16 * line + 8 * half,
+                      _mm256_sub_epi32(sums[line][half], correction), scale);
+  }
+}
+
+// ---- Tiles of tokens -----------------------------------------------------------------------------
+// 16 rows times T tokens in int16; at T = 6 these are 12 of the 16 registers, and 2 codes, 1 broadcast
+// activation and 1 product fill the rest (the mask is read from memory). In 16 groups a sum adds 64 pairs.
+
+constexpr int64_t kTileSegment = 16;
+
+// Where the sums of 8 rows of one token wait: rows 16 * line + 8 * half of the panel.
+static AGENTFORGE_INLINE __m256i* carry_of(const TileCall& call, int line, int half, int token) {
+  return reinterpret_cast<__m256i*>(call.carry + token * kPanelRows + 16 * line + 8 * half);
+}
+
+// Complete sums in `carry` to outputs. One function for all tiles: inlined into each it doubled the time
+// to compile avxvnni.hpp (2.0 to 4.0 s) and made no tile measurably faster.
+static void finish_tile(const TileCall& call, int tokens) {
+  for (int token = 0; token < tokens; ++token) {
+    const Epilogue epilogue = call.epilogue->from_token(token);
+    const __m256i correction = _mm256_set1_epi32(call.sum[token]);
+    for (int64_t row = 0; row < kPanelRows; row += 8) {
+      const __m256i sums = load_32(call.carry + token * kPanelRows + row);
+      finish_8_rows(epilogue, call.row + row, _mm256_sub_epi32(sums, correction), call.scale[token]);
+    }
+  }
+}
+
+// The codes at bits 2 * field of 32 bytes. In assembly, with the mask in memory: GCC gives it a
+// register and spills a sum of the largest tile for it.
+template <int field>
+static AGENTFORGE_INLINE __m256i load_field(const uint8_t* address) {
+#if defined(__clang__)
+  return _mm256_and_si256(_mm256_srli_epi16(load_32(address), 2 * field), _mm256_set1_epi8(0x03));
+#else
+  struct Bytes {
+    char bytes[32];
+  };
+  alignas(32) static const uint32_t mask[8] = {0x03030303, 0x03030303, 0x03030303, 0x03030303,
+                                               0x03030303, 0x03030303, 0x03030303, 0x03030303};
+  const Bytes& source = *reinterpret_cast<const Bytes*>(address);
+  const Bytes& mask_bytes = *reinterpret_cast<const Bytes*>(mask);
+  __m256i codes;
+  if constexpr (field == 0)
+    __asm__("vmovdqu %1, %0\n\tvpand %2, %0, %0" : "=x"(codes) : "m"(source), "m"(mask_bytes));
+  else
+    __asm__("vmovdqu %1, %0\n\tvpsrlw %3, %0, %0\n\tvpand %2, %0, %0"
+            : "=x"(codes)
+            : "m"(source), "m"(mask_bytes), "i"(2 * field));
+  return codes;
+#endif
+}
+
+// Both halves of 16 rows times four activations of one token. In assembly, with the broadcast, because
+// GCC loads broadcasts early and spills sums for them.
+static AGENTFORGE_INLINE void add_products(__m256i& first_sums, __m256i& second_sums, __m256i first,
+                                           __m256i second, const void* four_activations) {
+#if defined(__clang__)
+  const __m256i x = _mm256_set1_epi32(load_unaligned<int32_t>(four_activations));
+  first_sums = _mm256_add_epi16(first_sums, _mm256_maddubs_epi16(first, x));
+  second_sums = _mm256_add_epi16(second_sums, _mm256_maddubs_epi16(second, x));
+#else
+  struct Word {
+    char bytes[4];
+  };
+  __m256i x, product;
+  __asm__(
+      "vpbroadcastd %6, %2\n\t"
+      "vpmaddubsw %2, %4, %3\n\t"
+      "vpmaddubsw %2, %5, %2\n\t"
+      "vpaddw %3, %0, %0\n\t"
+      "vpaddw %2, %1, %1"
+      : "+&x"(first_sums), "+&x"(second_sums), "=&x"(x), "=&x"(product)
+      : "x"(first), "x"(second), "m"(*static_cast<const Word*>(four_activations)));
+#endif
+}
+
+// One field of one group: 16 rows (64 bytes at `codes`) times T tokens.
+template <int T, int field>
+static AGENTFORGE_INLINE void add_field(__m256i (&sums)[2][T], const uint8_t* codes, const int32_t* words) {
+  const __m256i first = load_field<field>(codes), second = load_field<field>(codes + 32);
+  AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+    add_products(sums[0][token], sums[1][token], first, second, words + field * T + token);
+}
+
+template <int T>
+static void tile(const TileCall& call) {
+  for (int line = 0; line < 4; ++line) {
+    alignas(32) __m256i sums[2][T];
+    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+        sums[half][token] =
+            call.first ? _mm256_setzero_si256() : _mm256_loadu_si256(carry_of(call, line, half, token));
+    const uint8_t* codes = call.weights + 64 * line;
+    const uint8_t* prefetch = call.prefetch + line * call.prefetch_step;
+    const int32_t* words = call.words;
+    for (int64_t segment = 0; segment < call.groups; segment += kTileSegment) {
+      __m256i narrow[2][T];
+      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) narrow[half][token] = _mm256_setzero_si256();
+      const int64_t end = smaller(segment + kTileSegment, call.groups);
+      for (int64_t group = segment; group < end; ++group, codes += kGroupBytes, words += 4 * T) {
+        _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
+        prefetch += 4 * call.prefetch_step;
+        add_field<T, 0>(narrow, codes, words);
+        add_field<T, 1>(narrow, codes, words);
+        add_field<T, 2>(narrow, codes, words);
+        add_field<T, 3>(narrow, codes, words);
+      }
+      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+          sums[half][token] = _mm256_add_epi32(sums[half][token], widen_pairs(narrow[half][token]));
+    }
+    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+        _mm256_storeu_si256(carry_of(call, line, half, token), sums[half][token]);
+  }
+  if (call.last) finish_tile(call, T);
+}
+
+static const DenseKernels dense_kernels = {
+    quantize_row,
+    matvec,
+    6,
+    {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>},
+    {nullptr, pack_tokens_portable<1>, pack_tokens_portable<2>, pack_tokens_portable<3>,
+     pack_tokens_portable<4>, pack_tokens_portable<5>, pack_tokens_portable<6>}};
+
+}  // namespace agentforge::avx2
+AGENTFORGE_TARGET_END
+#endif

@@ -1,0 +1,334 @@
+// Driver of the dense ternary matmul: splits panels and tokens over threads, blocks columns, and, in
+// the fused form, quantises where the result is used.
+#pragma once
+
+#include <atomic>
+
+#include "dispatch.hpp"
+#include "fork_cost.hpp"
+#include "threads.hpp"
+#include "workspace.hpp"
+
+namespace agentforge {
+
+// Column groups in a block of a tile: 16 KB of one panel stay in the first-level cache for all tokens.
+constexpr int64_t kBlockGroups = 64;
+// Above this many elements threads quantise and pack a share each and meet at a barrier; below, each
+// thread does all of it for itself, which takes less than the barrier.
+constexpr int64_t kLeastSharedElements = 16384;
+// Scratch for activations is bounded by working through so many bytes of packed tokens at a time.
+constexpr int64_t kMostPackedBytes = 32 << 20;
+
+struct DenseCall {
+  const uint8_t* panels;
+  int64_t rows;
+  int64_t columns;
+  int64_t tokens;
+  Epilogue epilogue;
+  int threads;
+
+  int64_t panel_count() const { return ceil_div(rows, kPanelRows); }
+  int64_t groups() const { return ceil_div(columns, kGroupColumns); }
+};
+
+// Activations of a dense call: quantised already, or floating and quantised on the way (fused).
+struct QuantizedInput {
+  const int8_t* q;  // [tokens][stride], zero beyond the columns up to a multiple of 16
+  int64_t stride;
+  const float* scale;
+  const int32_t* sum;
+
+  QuantizedInput from_token(int64_t token) const {
+    return {q + token * stride, stride, scale + token, sum + token};
+  }
+};
+
+// What a call reports: the first token whose scale is NaN (it held NaN or infinity), or this.
+constexpr int64_t kAllFinite = -1;
+
+class FirstBadToken {
+ public:
+  void note(int64_t token, float scale) {
+    if (scale == scale) return;
+    int64_t known = token_.load();
+    while ((known == kAllFinite || token < known) && !token_.compare_exchange_weak(known, token)) {
+    }
+  }
+  int64_t token() const { return token_.load(); }
+
+ private:
+  std::atomic<int64_t> token_{kAllFinite};
+};
+
+// ---- One token -----------------------------------------------------------------------------------
+
+static inline int matvec_threads(const DenseCall& call) {
+  return useful_threads(call.threads, call.rows * call.columns, least_macs_per_thread(call.threads),
+                        call.panel_count());
+}
+
+static inline void matvec_part(const DenseKernels& kernels, const DenseCall& call, const int8_t* q,
+                               int32_t sum, float scale, int64_t part, int64_t parts) {
+  kernels.matvec(call.panels, call.groups(), q, sum, scale, call.epilogue,
+                 part_begin(call.panel_count(), part, parts), part_begin(call.panel_count(), part + 1, parts));
+}
+
+static inline int64_t multiply_token(const DenseCall& call, const QuantizedInput& input) {
+  const DenseKernels& kernels = dense_kernels();
+  fork_join(matvec_threads(call), [&](int64_t part, int64_t parts) {
+    matvec_part(kernels, call, input.q, input.sum[0], input.scale[0], part, parts);
+  });
+  return input.scale[0] == input.scale[0] ? kAllFinite : 0;
+}
+
+// Every thread quantises the one token for itself: no second meeting, and no waiting for the first
+// thread's result to travel between caches.
+static inline int64_t multiply_token(const DenseCall& call, const FloatInput& input) {
+  const DenseKernels& kernels = dense_kernels();
+  const int threads = matvec_threads(call);
+  const int64_t padded_columns = round_up(input.columns, 64);
+  const int64_t slice = padded_columns + 64;
+  int8_t* const scratch = reinterpret_cast<int8_t*>(Workspace::of_this_thread().reserve(threads * slice));
+  bool finite = true;
+  fork_join(threads, [&](int64_t part, int64_t parts) {
+    int8_t* q = scratch + part * slice;
+    int32_t sum;
+    const float scale = kernels.quantize_row(input, 0, padded_columns, q, &sum);
+    if (part == 0) finite = scale == scale;
+    matvec_part(kernels, call, q, sum, scale, part, parts);
+  });
+  return finite ? kAllFinite : 0;
+}
+
+// ---- Several tokens ------------------------------------------------------------------------------
+
+// Tokens in tiles of nearly equal size, and the parts of the (panels x tiles) grid the threads take.
+struct TileGrid {
+  int64_t tokens;
+  int64_t tiles;
+  int64_t panels;
+  int64_t panel_parts;
+  int64_t tile_parts;
+
+  TileGrid(int64_t token_count, int64_t tile_tokens, int64_t panel_count, int64_t parts)
+      : tokens(token_count), tiles(ceil_div(token_count, tile_tokens)), panels(panel_count) {
+    int64_t least_load = INT64_MAX;  // tiles x panels of the busiest thread
+    for (int64_t candidate = smaller(parts, panels); candidate >= 1; --candidate) {
+      const int64_t others = smaller(parts / candidate, tiles);
+      const int64_t load = ceil_div(panels, candidate) * ceil_div(tiles, others);
+      if (load < least_load) {
+        least_load = load;
+        panel_parts = candidate;
+        tile_parts = others;
+      }
+    }
+  }
+
+  int64_t first_token(int64_t tile) const { return part_begin(tokens, tile, tiles); }
+};
+
+// Packed activations: the words of a tile's tokens interleaved; tile after tile.
+struct PackedTokens {
+  int32_t* words;
+  float* scale;
+  int32_t* sum;
+  int64_t words_per_token;
+
+  static int64_t bytes(int64_t tokens, int64_t words_per_token) {
+    return round_up(tokens * (4 * words_per_token + 8), 64) + 128;
+  }
+
+  PackedTokens(char* memory, int64_t tokens, int64_t count)
+      : words(reinterpret_cast<int32_t*>(memory)),
+        scale(reinterpret_cast<float*>(words + tokens * count)),
+        sum(reinterpret_cast<int32_t*>(scale + tokens)),
+        words_per_token(count) {}
+};
+
+// Takes, or quantises, the tokens of one tile and packs them. `rows`: scratch of tile_scratch_bytes.
+static inline void pack_tile(const DenseKernels& kernels, const QuantizedInput& input, const TileGrid& grid,
+                             int64_t tile, int8_t* /*rows*/, const PackedTokens& out) {
+  const int64_t begin = grid.first_token(tile), count = grid.first_token(tile + 1) - begin;
+  kernels.pack[count](input.q + begin * input.stride, input.stride, out.words_per_token,
+                      out.words + begin * out.words_per_token);
+  for (int64_t token = begin; token < begin + count; ++token) {
+    out.scale[token] = input.scale[token];
+    out.sum[token] = input.sum[token];
+  }
+}
+
+static inline void pack_tile(const DenseKernels& kernels, const FloatInput& input, const TileGrid& grid,
+                             int64_t tile, int8_t* rows, const PackedTokens& out) {
+  const int64_t begin = grid.first_token(tile), count = grid.first_token(tile + 1) - begin;
+  const int64_t stride = round_up(input.columns, 64);
+  for (int64_t token = begin; token < begin + count; ++token)
+    out.scale[token] =
+        kernels.quantize_row(input, token, stride, rows + (token - begin) * stride, out.sum + token);
+  kernels.pack[count](rows, stride, out.words_per_token, out.words + begin * out.words_per_token);
+}
+
+static inline int64_t tile_scratch_bytes(const QuantizedInput&) { return 0; }
+static inline int64_t tile_scratch_bytes(const FloatInput& input) {
+  return kMostTileTokens * round_up(input.columns, 64);
+}
+
+// Panels [panel_begin, panel_end) times tiles [tile_begin, tile_end). Order: panel, column block,
+// tile, so that a block of weights is read from memory once; sums wait in `carry` between blocks.
+static inline void multiply_tiles(const DenseKernels& kernels, const DenseCall& call, const TileGrid& grid,
+                                  const PackedTokens& packed, int32_t* carry, int64_t panel_begin,
+                                  int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
+  const int64_t groups = call.groups();
+  const int64_t prefetching_tiles = smaller(tile_end - tile_begin, 4);
+  const int64_t prefetch_step = 64 / larger(prefetching_tiles, 1);
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const uint8_t* weights = call.panels + panel * groups * kGroupBytes;
+    for (int64_t group = 0; group < groups; group += kBlockGroups) {
+      TileCall tile_call;
+      tile_call.weights = weights + group * kGroupBytes;
+      tile_call.groups = smaller(kBlockGroups, groups - group);
+      tile_call.first = group == 0;
+      tile_call.last = group + tile_call.groups == groups;
+      tile_call.row = panel * kPanelRows;
+      tile_call.prefetch_step = prefetch_step;
+      const uint8_t* const next_block = tile_call.weights + tile_call.groups * kGroupBytes;
+      for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+        const int64_t begin = grid.first_token(tile), count = grid.first_token(tile + 1) - begin;
+        const Epilogue epilogue = call.epilogue.from_token(begin);
+        const int64_t turn = tile - tile_begin;
+        tile_call.words = packed.words + begin * packed.words_per_token + group * 4 * count;
+        tile_call.carry = carry + (begin - grid.first_token(tile_begin)) * kPanelRows;
+        tile_call.scale = packed.scale + begin;
+        tile_call.sum = packed.sum + begin;
+        tile_call.epilogue = &epilogue;
+        tile_call.prefetch = turn < prefetching_tiles
+                                 ? next_block + turn * tile_call.groups * 4 * prefetch_step
+                                 : tile_call.weights;
+        kernels.tile[count](tile_call);
+      }
+    }
+  }
+}
+
+template <typename Input>
+static inline int64_t multiply_tokens(const DenseCall& call, const Input& input) {
+  const DenseKernels& kernels = dense_kernels();
+  const int64_t tiles = ceil_div(call.tokens, kernels.tile_tokens);
+  const int threads = useful_threads(call.threads, call.tokens * call.rows * call.columns,
+                                     least_macs_per_thread(call.threads), call.panel_count() * tiles);
+  const bool shared = threads > 1 && call.tokens * call.columns >= kLeastSharedElements;
+  const int64_t words_per_token = 4 * call.groups();
+  const int64_t packed_bytes = PackedTokens::bytes(call.tokens, words_per_token);
+  const int64_t carry_bytes = call.tokens * kPanelRows * 4;
+  const int64_t rows_bytes = tile_scratch_bytes(input);
+  const int64_t own_bytes = carry_bytes + rows_bytes + (shared ? 0 : packed_bytes);
+  char* const memory =
+      Workspace::of_this_thread().reserve((shared ? packed_bytes : 0) + threads * own_bytes);
+  FirstBadToken bad;
+  fork_join(threads, [&](int64_t part, int64_t parts) {
+    const TileGrid grid(call.tokens, kernels.tile_tokens, call.panel_count(), parts);
+    char* const own = memory + (shared ? packed_bytes : 0) + part * own_bytes;
+    int32_t* const carry = reinterpret_cast<int32_t*>(own);
+    int8_t* const rows = reinterpret_cast<int8_t*>(own + carry_bytes);
+    const PackedTokens packed(shared ? memory : own + carry_bytes + rows_bytes, call.tokens, words_per_token);
+
+    const bool idle = part >= grid.panel_parts * grid.tile_parts;
+    const int64_t panel_part = part % grid.panel_parts, tile_part = part / grid.panel_parts;
+    const int64_t tile_begin = part_begin(grid.tiles, tile_part, grid.tile_parts);
+    const int64_t tile_end = part_begin(grid.tiles, tile_part + 1, grid.tile_parts);
+    if (shared) {
+      const int64_t end = part_begin(grid.tiles, part + 1, parts);
+      for (int64_t tile = part_begin(grid.tiles, part, parts); tile < end; ++tile)
+        pack_tile(kernels, input, grid, tile, rows, packed);
+      wait_for_all(parts);
+    } else if (!idle) {
+      for (int64_t tile = tile_begin; tile < tile_end; ++tile)
+        pack_tile(kernels, input, grid, tile, rows, packed);
+    }
+    if (idle) return;
+    multiply_tiles(kernels, call, grid, packed, carry, part_begin(grid.panels, panel_part, grid.panel_parts),
+                   part_begin(grid.panels, panel_part + 1, grid.panel_parts), tile_begin, tile_end);
+    if (panel_part == 0)
+      for (int64_t token = grid.first_token(tile_begin); token < grid.first_token(tile_end); ++token)
+        bad.note(token, packed.scale[token]);
+  });
+  return bad.token();
+}
+
+// ---- Several tokens, all rows at once (DenseKernels::matmul) -------------------------------------
+
+// The tokens as int8: given, or quantised into `memory` of quantized_bytes by all parts together.
+static inline int64_t quantized_bytes(const QuantizedInput&, int64_t) { return 0; }
+static inline int64_t quantized_bytes(const FloatInput& input, int64_t tokens) {
+  return round_up(tokens * (round_up(input.columns, 64) + 8), 64);
+}
+
+static inline QuantizedInput quantize_part(const DenseKernels&, const QuantizedInput& input, char*, int64_t,
+                                           int64_t, int64_t) {
+  return input;
+}
+
+static inline QuantizedInput quantize_part(const DenseKernels& kernels, const FloatInput& input, char* memory,
+                                           int64_t tokens, int64_t part, int64_t parts) {
+  const int64_t stride = round_up(input.columns, 64);
+  int8_t* const q = reinterpret_cast<int8_t*>(memory);
+  float* const scale = reinterpret_cast<float*>(memory + tokens * stride);
+  int32_t* const sum = reinterpret_cast<int32_t*>(scale + tokens);
+  const int64_t end = part_begin(tokens, part + 1, parts);
+  for (int64_t token = part_begin(tokens, part, parts); token < end; ++token)
+    scale[token] = kernels.quantize_row(input, token, stride, q + token * stride, sum + token);
+  wait_for_all(parts);
+  return {q, stride, scale, sum};
+}
+
+// Threads take tokens first, so that nobody prepares what another one also does, then panels.
+template <typename Input>
+static inline int64_t multiply_all_rows(const DenseCall& call, const Input& input) {
+  const DenseKernels& kernels = dense_kernels();
+  const int64_t tiles = ceil_div(call.tokens, kernels.matmul_tile_tokens);
+  const int threads = useful_threads(call.threads, call.tokens * call.rows * call.columns,
+                                     least_macs_per_thread(call.threads), call.panel_count() * tiles);
+  const int64_t shared_bytes = quantized_bytes(input, call.tokens);
+  char* const memory = Workspace::of_this_thread().reserve(shared_bytes + threads * kernels.matmul_scratch);
+  FirstBadToken bad;
+  fork_join(threads, [&](int64_t part, int64_t parts) {
+    const QuantizedInput tokens = quantize_part(kernels, input, memory, call.tokens, part, parts);
+    const int64_t token_parts = smaller(parts, tiles);
+    const int64_t panel_parts = smaller(parts / token_parts, call.panel_count());
+    const int64_t token_part = part % token_parts, panel_part = part / token_parts;
+    if (panel_part >= panel_parts) return;
+    const int64_t begin = part_begin(tiles, token_part, token_parts) * kernels.matmul_tile_tokens;
+    const int64_t end = smaller(part_begin(tiles, token_part + 1, token_parts) * kernels.matmul_tile_tokens, call.tokens);
+    const QuantizedInput own = tokens.from_token(begin);
+    const Epilogue epilogue = call.epilogue.from_token(begin);
+    kernels.matmul({call.panels, call.groups(), own.q, own.stride, own.scale, end - begin, &epilogue,
+                    part_begin(call.panel_count(), panel_part, panel_parts),
+                    part_begin(call.panel_count(), panel_part + 1, panel_parts),
+                    memory + shared_bytes + part * kernels.matmul_scratch});
+    if (panel_part == 0)
+      for (int64_t token = begin; token < end; ++token) bad.note(token, tokens.scale[token]);
+  });
+  return bad.token();
+}
+
+// The dense ternary matmul. Input: QuantizedInput or FloatInput. Returns the first token whose scale is
+// NaN (its outputs are NaN), or kAllFinite.
+template <typename Input>
+static inline int64_t multiply(const DenseCall& call, const Input& input) {
+  if (call.tokens == 1 && call.groups() <= kMostMatvecGroups) return multiply_token(call, input);
+  const DenseKernels& kernels = dense_kernels();
+  const int64_t tile_tokens = kernels.matmul ? kernels.matmul_tile_tokens : kernels.tile_tokens;
+  const int64_t most_tokens = round_up(larger(kMostPackedBytes / (16 * call.groups()), 1), tile_tokens);
+  int64_t bad = kAllFinite;
+  for (int64_t token = 0; token < call.tokens; token += most_tokens) {
+    DenseCall chunk = call;
+    chunk.tokens = smaller(most_tokens, call.tokens - token);
+    chunk.epilogue = call.epilogue.from_token(token);
+    const bool all_rows = kernels.matmul && chunk.tokens >= kernels.matmul_least_tokens;
+    const int64_t bad_in_chunk = all_rows ? multiply_all_rows(chunk, input.from_token(token))
+                                          : multiply_tokens(chunk, input.from_token(token));
+    if (bad == kAllFinite && bad_in_chunk != kAllFinite) bad = token + bad_in_chunk;
+  }
+  return bad;
+}
+
+}  // namespace agentforge

@@ -1,0 +1,109 @@
+"""The hot loops as the compiler made them: accumulators stay in registers.
+
+GCC 12 copies arrays of accumulators to the stack on every step unless told otherwise, which made
+the matvec 1.7 times slower; nothing but the assembly shows it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import agentforge_kernels
+import pytest
+
+NATIVE = Path(agentforge_kernels.__file__).parent / "native"
+COMPILER = shutil.which("g++") or shutil.which("c++")
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-fPIC", "-w", "-S"]
+LABEL = re.compile(r"^(\.L\w+):")
+JUMP = re.compile(r"^\tj\w+\s+(\.L\w+)")
+STACK = re.compile(r"\(%rsp[,)]|-\d+\(%rbp[,)]")
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Assembly lines of every function of the kernels, by mangled name."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler to look at the assembly of")
+    folder = tmp_path_factory.mktemp("assembly")
+    headers = sorted(file.name for file in NATIVE.glob("*.hpp") if "bindings" not in file.name)
+    source = folder / "kernels.cpp"
+    uses = "\nconst void* table(int level) { return &agentforge::dense_kernels_of(level); }\n"
+    source.write_text("".join(f'#include "{header}"\n' for header in headers) + uses)
+    assembly = folder / "kernels.s"
+    command = [COMPILER, *FLAGS, f"-I{NATIVE}", str(source), "-o", str(assembly)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in assembly.read_text().splitlines():
+        if re.match(r"^_Z\w+:", line):
+            name = line.rstrip(":")
+            found[name] = []
+        elif name:
+            found[name].append(line)
+    return found
+
+
+def innermost_loops(lines: list[str], instruction: str) -> list[list[str]]:
+    """Loops of a function that hold ``instruction`` and no smaller such loop."""
+    at = {match[1]: number for number, line in enumerate(lines) if (match := LABEL.match(line))}
+    loops = []
+    for number, line in enumerate(lines):
+        match = JUMP.match(line)
+        if match and at.get(match[1], number) < number:
+            body = range(at[match[1]], number + 1)
+            if any(instruction in lines[i] for i in body):
+                loops.append(body)
+    return [
+        lines[loop.start : loop.stop]
+        for loop in loops
+        if not any(
+            other is not loop and loop.start <= other.start and other.stop <= loop.stop
+            for other in loops
+        )
+    ]
+
+
+def hot_loop(functions: dict[str, list[str]], pattern: str, products: int) -> list[str]:
+    """The one innermost loop of the function of this name; it must have so many products."""
+    names = [name for name in functions if re.search(pattern, name)]
+    assert len(names) == 1, f"{pattern}: {names}"
+    (loop,) = innermost_loops(functions[names[0]], "vpdpbusd")
+    assert sum("vpdpbusd" in line for line in loop) == products
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("pattern", "products"),
+    [(r"avx512L12dense_matvec", 16)]
+    + [(rf"avx512L10dense_tileILi{tokens}E", 16 * tokens) for tokens in range(1, 7)],
+)
+def test_dense_loops_touch_no_stack(
+    functions: dict[str, list[str]], pattern: str, products: int
+) -> None:
+    assert not [line for line in hot_loop(functions, pattern, products) if STACK.search(line)]
+
+
+def test_no_vector_register_is_spilled_in_any_512_bit_loop(
+    functions: dict[str, list[str]],
+) -> None:
+    loops = 0
+    for name, lines in functions.items():
+        if "avx512" not in name:
+            continue
+        for loop in innermost_loops(lines, "vpdpbusd"):
+            loops += 1
+            spills = [line for line in loop if "%zmm" in line and STACK.search(line)]
+            assert not spills, f"{name}: {spills[:3]}"
+    assert loops >= 7
+
+
+def test_nothing_is_contracted_into_a_fused_multiply_add(functions: dict[str, list[str]]) -> None:
+    fused = [
+        name
+        for name, lines in functions.items()
+        if any(re.search(r"\tv?fn?m(add|sub)", line) for line in lines)
+    ]
+    assert not fused
