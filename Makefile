@@ -11,7 +11,8 @@ SEED ?= 42
 
 # The native extension, and CMake and Ninja where the system has none.
 NATIVE := CMakeLists.txt $(wildcard kernels/agentforge_kernels/native/*.[ch]pp)
-BUILD_TOOLS := scikit-build-core nanobind \
+# setuptools and wheel: a dependency of the `gpt2` extra comes as source only.
+BUILD_TOOLS := scikit-build-core nanobind setuptools wheel \
 	$(if $(shell command -v cmake),,cmake) $(if $(shell command -v ninja),,ninja)
 
 $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
@@ -40,15 +41,16 @@ bench: $(INSTALLED)
 SANITIZED := build/sanitize
 SANITIZER_LIBRARIES := libasan.so libubsan.so libstdc++.so
 sanitize: $(INSTALLED)
-	cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Release -DAGENTFORGE_SANITIZE=ON \
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Release -DAGENTFORGE_SANITIZE=ON \
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	cmake --build $(SANITIZED)
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	LD_PRELOAD="$(foreach library,$(SANITIZER_LIBRARIES),$(shell $(or $(CXX),c++) -print-file-name=$(library)))" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	AGENTFORGE_TEST_EXTENSION="$$(echo $(abspath $(SANITIZED))/_extension*.so)" \
 	$(BIN)/python -m pytest -p tests.kernels.sanitized_extension -p no:cacheprovider \
 		tests/kernels/test_native_dense.py tests/kernels/test_native_quantize.py \
-		$(wildcard tests/kernels/test_native_sparse*.py tests/kernels/test_native_256*.py)
+		tests/kernels/test_native_levels.py \
+		$(wildcard tests/kernels/test_native_*sparse*.py tests/kernels/test_native_int8*.py)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
