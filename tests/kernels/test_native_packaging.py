@@ -93,7 +93,8 @@ def installed(wheel: Path, folder: Path, code: str) -> str:
     isolate = f"""
 import sys
 sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
-sys.path[:] = [{str(folder)!r}] + [p for p in sys.path if not p.startswith({str(ROOT)!r})]
+sources = {{{str(ROOT)!r}, {str(ROOT / "kernels")!r}, {str(ROOT / "tui")!r}}}
+sys.path[:] = [{str(folder)!r}] + [p for p in sys.path if p not in sources]
 """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)

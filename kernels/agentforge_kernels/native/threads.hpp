@@ -21,6 +21,8 @@ static inline void fork_join(int threads, const Body& body) {
     body(static_cast<int64_t>(omp_get_thread_num()), static_cast<int64_t>(omp_get_num_threads()));
     return;
   }
+#else
+  (void)threads;
 #endif
   body(int64_t{0}, int64_t{1});
 }
