@@ -1,0 +1,208 @@
+"""Integer arithmetic and logic (PTX ISA, 9.7.1 and 9.7.8); everything wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from agentforge_kernels.verify.ptx.machine import Binder, Machine, kind_of, unsupported
+from agentforge_kernels.verify.ptx.program import Instruction
+from agentforge_kernels.verify.ptx.registers import Active, Handler
+from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, Array
+
+Operation = Callable[..., Array]
+
+WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
+
+
+def bind_elementwise(
+    instruction: Instruction, machine: Machine, operation: Operation, kinds: tuple[str, ...]
+) -> Handler:
+    """``d = operation(a, b, ...)``.
+
+    Args:
+        instruction: Operands ``d, a, b, ...``.
+        machine: Where they live.
+        operation: On numpy arrays of the kinds' types.
+        kinds: PTX types of ``d, a, b, ...``.
+
+    Raises:
+        UnsupportedInstruction: Another number of operands.
+    """
+    if len(instruction.operands) != len(kinds):
+        raise unsupported(instruction, f"expected {len(kinds)} operands")
+    sources = zip(instruction.operands[1:], kinds[1:], strict=True)
+    readers = [machine.registers.reader(operand, kind) for operand, kind in sources]
+    write = machine.registers.writer(instruction.operands[0], kinds[0])
+    result_type = NUMPY_TYPES[kinds[0]]
+
+    def run(active: Active) -> None:
+        with np.errstate(all="ignore"):
+            values = operation(*[read(active) for read in readers])
+        write(active, values.astype(result_type, copy=False))
+
+    return run
+
+
+def truncated_divide(a: Array, b: Array) -> Array:
+    """Quotient rounded towards zero; all ones for a zero divisor (PTX leaves it open)."""
+    safe = np.where(b == 0, b.dtype.type(1), b)
+    quotient = np.floor_divide(a, safe)
+    if a.dtype.kind == "i":
+        inexact = quotient * safe != a
+        quotient = quotient + (inexact & ((a < 0) != (safe < 0))).astype(a.dtype)
+    return np.where(b == 0, ~np.zeros_like(a), quotient)
+
+
+def remainder(a: Array, b: Array) -> Array:
+    """Remainder with the sign of the dividend; the dividend for a zero divisor."""
+    return np.where(b == 0, a, a - truncated_divide(a, b) * b)
+
+
+def multiply_high(a: Array, b: Array) -> Array:
+    """Upper half of the full product."""
+    bits = a.dtype.itemsize * 8
+    if bits < 64:
+        wide = np.dtype(f"{a.dtype.kind}{a.dtype.itemsize * 2}")
+        product: Array = (a.astype(wide) * b.astype(wide)) >> wide.type(bits)
+        return product.astype(a.dtype)
+    high = _unsigned_multiply_high(a.view(np.uint64), b.view(np.uint64))
+    if a.dtype.kind == "i":
+        high = high - np.where(a < 0, b.view(np.uint64), np.uint64(0))
+        high = high - np.where(b < 0, a.view(np.uint64), np.uint64(0))
+    return high.view(a.dtype)
+
+
+def _unsigned_multiply_high(a: Array, b: Array) -> Array:
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a_low, a_high, b_low, b_high = a & mask, a >> half, b & mask, b >> half
+    middle = a_high * b_low + ((a_low * b_low) >> half)
+    other = a_low * b_high + (middle & mask)
+    result: Array = a_high * b_high + (middle >> half) + (other >> half)
+    return result
+
+
+def shift_left(a: Array, count: Array) -> Array:
+    """``a << count``; 0 from the width on."""
+    bits = a.dtype.itemsize * 8
+    amount = np.minimum(count, bits - 1).astype(a.dtype)
+    return np.where(count >= bits, a.dtype.type(0), a << amount)
+
+
+def shift_right(a: Array, count: Array) -> Array:
+    """``a >> count``, filled with the sign for signed types; saturates at the width."""
+    bits = a.dtype.itemsize * 8
+    shifted = a >> np.minimum(count, bits - 1).astype(a.dtype)
+    if a.dtype.kind == "i":
+        return shifted
+    return np.where(count >= bits, a.dtype.type(0), shifted)
+
+
+def count_leading_zeros(a: Array) -> Array:
+    """Zeros above the highest set bit."""
+    bits = a.dtype.itemsize * 8
+    value, count = a.copy(), np.full(a.shape, bits, np.uint32)
+    step = bits // 2
+    while step:
+        above = value >> a.dtype.type(step)
+        has = above != 0
+        count = np.where(has, count - np.uint32(step), count)
+        value = np.where(has, above, value)
+        step //= 2
+    return count - value.astype(np.uint32)
+
+
+def dot_four_bytes(a: Array, b: Array, c: Array) -> Array:
+    """``c`` plus the sum of products of bytes: ``a`` and ``b`` are ``[threads, 4]``."""
+    total: Array = (a.astype(np.int64) * b.astype(np.int64)).sum(axis=1) + c
+    return total
+
+
+_SIMPLE: dict[str, Operation] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "min": np.minimum,
+    "max": np.maximum,
+    "div": truncated_divide,
+    "rem": remainder,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+_UNARY: dict[str, Operation] = {
+    "abs": lambda a: np.where(a < 0, -a, a),
+    "neg": lambda a: -a,
+    "not": np.invert,
+    "cnot": lambda a: (a == 0).astype(a.dtype),
+}
+
+
+def bind_integer(instruction: Instruction, machine: Machine) -> Handler:
+    """Instructions whose operands all have the instruction's type, and the multiplications.
+
+    Raises:
+        UnsupportedInstruction: Saturation, carries, or an opcode that is not integer arithmetic.
+    """
+    opcode, kind = instruction.opcode, kind_of(instruction)
+    if {"sat", "cc"} & set(instruction.modifiers):
+        raise unsupported(instruction)
+    if opcode in _SIMPLE:
+        return bind_elementwise(instruction, machine, _SIMPLE[opcode], (kind,) * 3)
+    if opcode in _UNARY:
+        return bind_elementwise(instruction, machine, _UNARY[opcode], (kind,) * 2)
+    if opcode in ("mul", "mad"):
+        return _bind_multiply(instruction, machine, kind)
+    if opcode in ("shl", "shr"):
+        shift = shift_left if opcode == "shl" else shift_right
+        return bind_elementwise(instruction, machine, shift, (kind, kind, "u32"))
+    if opcode in ("clz", "popc"):
+        count: Operation = count_leading_zeros if opcode == "clz" else np.bitwise_count
+        return bind_elementwise(instruction, machine, count, ("u32", kind))
+    if opcode == "dp4a":
+        return _bind_dp4a(instruction, machine)
+    raise unsupported(instruction)
+
+
+def _bind_multiply(instruction: Instruction, machine: Machine, kind: str) -> Handler:
+    adds = instruction.opcode == "mad"
+    if "wide" in instruction.modifiers:
+        wide = WIDER[kind]
+        wide_type = NUMPY_TYPES[wide]
+
+        def multiply(a: Array, b: Array) -> Array:
+            product: Array = a.astype(wide_type) * b.astype(wide_type)
+            return product
+
+        result = wide
+    elif "hi" in instruction.modifiers:
+        multiply, result = multiply_high, kind
+    elif "lo" in instruction.modifiers:
+        multiply, result = (lambda a, b: a * b), kind
+    else:
+        raise unsupported(instruction)
+    if not adds:
+        return bind_elementwise(instruction, machine, multiply, (result, kind, kind))
+    return bind_elementwise(
+        instruction, machine, lambda a, b, c: multiply(a, b) + c, (result, kind, kind, result)
+    )
+
+
+def _bind_dp4a(instruction: Instruction, machine: Machine) -> Handler:
+    byte = {"s32": np.int8, "u32": np.uint8}
+    left, right = (byte[kind] for kind in instruction.modifiers)
+    result = "u32" if instruction.modifiers == ("u32", "u32") else "s32"
+
+    def operation(a: Array, b: Array, c: Array) -> Array:
+        return dot_four_bytes(
+            np.ascontiguousarray(a).view(left).reshape(-1, 4),
+            np.ascontiguousarray(b).view(right).reshape(-1, 4),
+            c,
+        )
+
+    return bind_elementwise(instruction, machine, operation, (result, "b32", "b32", result))
+
+
+BINDERS: dict[str, Binder] = dict.fromkeys(
+    (*_SIMPLE, *_UNARY, "mul", "mad", "shl", "shr", "clz", "popc", "dp4a"), bind_integer
+)
