@@ -1,0 +1,189 @@
+"""Launch configurations: typed, by operation, family of GPUs and shape.
+
+The checked-in table is ``config_table.TABLE``; a file written by
+``python -m agentforge_kernels.tune`` on a user's own GPU comes before it (``user_configs``).
+Nothing is tuned at import or at first use: tuning one kernel takes minutes and needs the device
+for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from agentforge_kernels.errors import KernelInputError
+from agentforge_kernels.triton.devices import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What every kernel launch has.
+
+    Attributes:
+        num_warps: Warps of a program (32 threads; 64 on CDNA).
+
+    Raises:
+        KernelInputError: A field is not a power of two (Triton's blocks are).
+    """
+
+    num_warps: int
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if (
+                type(value) is not int
+                or value < 1
+                or (value & (value - 1) and item.name not in ANY)
+            ):
+                raise KernelInputError(
+                    f"{type(self).__name__}.{item.name}", value, "a power of two"
+                )
+
+
+ANY = frozenset({"num_stages"})
+"""Fields that may be any positive number."""
+
+
+@dataclass(frozen=True, slots=True)
+class GemvConfig(Config):
+    """Matrix times one vector.
+
+    Attributes:
+        block_rows: Rows side by side in a program.
+        block_words: int32 words (16 weights each) of a row a step.
+        rows_per_thread: Rows a thread keeps in registers for every load of activations: 1, 2, 4.
+        split: Programs that share a row's columns; more than one adds int32 sums atomically.
+    """
+
+    block_rows: int
+    block_words: int
+    rows_per_thread: int = 1
+    split: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SmallBatchConfig(Config):
+    """Matrix times two to eight vectors.
+
+    Attributes:
+        block_rows: Rows side by side in a program.
+        block_words: int32 words (16 weights each) of a row a step.
+    """
+
+    block_rows: int
+    block_words: int
+
+
+@dataclass(frozen=True, slots=True)
+class GemmConfig(Config):
+    """Matrix times many vectors.
+
+    Attributes:
+        block_tokens: Tokens of an output tile.
+        block_rows: Weight rows of an output tile.
+        block_bytes: Bytes (four weights each) of a row a step; a multiple of 32.
+        num_stages: Loads in flight (asynchronous copies; no effect on Turing).
+    """
+
+    block_tokens: int
+    block_rows: int
+    block_bytes: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeConfig(Config):
+    """Activation quantisation.
+
+    Attributes:
+        block_columns: Columns a step.
+    """
+
+    block_columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusedConfig(Config):
+    """Norm, quantisation and matvec in one launch.
+
+    Attributes:
+        block_rows: Rows of a program.
+    """
+
+    block_rows: int
+
+
+CONFIG_TYPES: dict[str, type[Config]] = {
+    "gemv": GemvConfig,
+    "small_batch": SmallBatchConfig,
+    "gemm": GemmConfig,
+    "quantize": QuantizeConfig,
+    "fused": FusedConfig,
+}
+"""Operations that are looked up, and the type of their configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the table: a configuration for shapes at least this large.
+
+    Attributes:
+        operation: Key of ``CONFIG_TYPES``.
+        families: Families it holds for.
+        config: The configuration.
+        rows: Fewest rows.
+        columns: Fewest columns.
+        tokens: Fewest tokens.
+    """
+
+    operation: str
+    families: tuple[Family, ...]
+    config: Config
+    rows: int = 1
+    columns: int = 1
+    tokens: int = 1
+
+    def holds(self, operation: str, family: Family, bucket: tuple[int, int, int]) -> bool:
+        """Whether this line answers for a shape bucket (rows, columns, tokens)."""
+        return (
+            operation == self.operation
+            and family in self.families
+            and bucket[0] >= self.rows
+            and bucket[1] >= self.columns
+            and bucket[2] >= self.tokens
+        )
+
+
+def bucket_of(rows: int, columns: int, tokens: int) -> tuple[int, int, int]:
+    """Shape bucket: each size rounded up to a power of two."""
+    return _round_up(rows), _round_up(columns), _round_up(tokens)
+
+
+def _round_up(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
+
+
+def lookup(operation: str, family: Family, rows: int, columns: int, tokens: int) -> Config:
+    """The configuration for one call: the user's own file first, then the checked-in table.
+
+    Args:
+        operation: Key of ``CONFIG_TYPES``.
+        family: Family of the GPU.
+        rows: Weight rows (1 where there are none).
+        columns: Columns.
+        tokens: Tokens.
+
+    Raises:
+        KernelInputError: An operation that is not in the table.
+    """
+    from agentforge_kernels.triton.config_table import TABLE
+    from agentforge_kernels.triton.user_configs import user_table
+
+    bucket = bucket_of(rows, columns, tokens)
+    own = user_table().get((operation, family, bucket))
+    if own is not None:
+        return own
+    for entry in TABLE:
+        if entry.holds(operation, family, bucket):
+            return entry.config
+    raise KernelInputError("operation", f"{operation} on {family}", ", ".join(CONFIG_TYPES))
