@@ -26,6 +26,7 @@ GROUP_COLUMNS = 128
 GROUP_BYTES = 32
 PLANE_COLUMNS = 32
 CODES_PER_BYTE = 4
+CODES_ALLOWED = "codes 0, 1 and 2 (weights -1, 0 and 1)"
 SMALLEST_MAGNITUDE = 1e-5
 """Lower bound of a mean or maximum magnitude before it divides (transformers, BitNet)."""
 
@@ -40,8 +41,8 @@ class PackedTernary:
         columns: Columns before padding.
 
     Raises:
-        KernelInputError: Codes or scale of another dtype, shape or content than described: code 3
-            anywhere, padding that is not weight 0, scales that are not finite.
+        KernelInputError: Codes or scale of another dtype, shape, device or content than described:
+            code 3 anywhere, padding that is not weight 0, scales that are not finite.
     """
 
     codes: Tensor
@@ -49,7 +50,8 @@ class PackedTernary:
     columns: int
 
     def __post_init__(self) -> None:
-        _check_codes(self.codes, self.columns)
+        check_codes(self.codes, self.columns)
+        check_device(self.scale, self.codes)
         check_scale(self.scale, self.rows)
 
     @property
@@ -105,23 +107,26 @@ def pack(trits: Tensor, scale: Tensor | float) -> PackedTernary:
         KernelInputError: Wrong dtype or shape, a value outside {-1, 0, 1}, a scale not finite.
     """
     check_trits(trits)
-    rows, columns = trits.shape
-    codes = torch.ones(rows, padded(columns), dtype=torch.uint8, device=trits.device)
-    codes[:, :columns] = (trits + 1).to(torch.uint8)
-    planes = codes.view(rows, -1, CODES_PER_BYTE, PLANE_COLUMNS)
-    packed = (
-        planes[:, :, 0] | (planes[:, :, 1] << 2) | (planes[:, :, 2] << 4) | (planes[:, :, 3] << 6)
-    )
     if not isinstance(scale, Tensor):
         scale = torch.tensor([scale], dtype=torch.float32)
-    return PackedTernary(
-        packed.reshape(rows, -1).contiguous(), scale.to(trits.device, copy=True), columns
-    )
+    return PackedTernary(pack_codes(trits), scale.to(trits.device, copy=True), int(trits.shape[1]))
 
 
 def unpack(packed: PackedTernary) -> Tensor:
     """The trits, int8 ``[rows, columns]``; the inverse of :func:`pack`."""
     return unpack_codes(packed.codes)[:, : packed.columns].contiguous()
+
+
+def pack_codes(trits: Tensor, multiple: int = GROUP_COLUMNS) -> Tensor:
+    """Trits int8 ``[rows, n]`` -> codes uint8 ``[rows, padded(n, multiple) / 4]``, unchecked."""
+    rows, columns = trits.shape
+    codes = torch.ones(rows, padded(columns, multiple), dtype=torch.uint8, device=trits.device)
+    codes[:, :columns] = (trits + 1).to(torch.uint8)
+    planes = codes.view(rows, -1, CODES_PER_BYTE, PLANE_COLUMNS)
+    packed = (
+        planes[:, :, 0] | (planes[:, :, 1] << 2) | (planes[:, :, 2] << 4) | (planes[:, :, 3] << 6)
+    )
+    return packed.reshape(rows, -1).contiguous()
 
 
 def unpack_codes(codes: Tensor) -> Tensor:
@@ -155,27 +160,48 @@ def check_scale(scale: Tensor, rows: int, argument: str = "scale") -> None:
         raise KernelInputError(argument, "NaN or infinity", "finite values")
 
 
-def _check_codes(codes: Tensor, columns: int) -> None:
+def check_device(scale: Tensor, codes: Tensor) -> None:
+    """Raise :class:`KernelInputError` unless the scale lies where the codes are."""
+    if scale.device != codes.device:
+        raise KernelInputError(
+            "scale", f"device {scale.device}", f"the device of the codes, {codes.device}"
+        )
+
+
+def check_codes(codes: Tensor, columns: int, *, line: str = "row", value: str = "column") -> None:
+    """Raise :class:`KernelInputError` unless ``codes`` hold lines of ``columns`` packed weights.
+
+    Args:
+        codes: What should be uint8 ``[lines, padded(columns) / 4]``.
+        columns: Weights in a line.
+        line: What a line is called in the message.
+        value: What a weight's place in it is called.
+    """
     expected = padded(columns) // CODES_PER_BYTE
     if codes.dtype != torch.uint8 or codes.ndim != 2 or 0 in codes.shape or columns < 1:
         raise KernelInputError(
             "codes",
-            f"{codes.dtype} of shape {list(codes.shape)} for {columns} columns",
-            "uint8 of shape [rows, padded columns / 4], not empty",
+            f"{codes.dtype} of shape {list(codes.shape)} for {columns} {value}s",
+            f"uint8 of shape [{line}s, padded {value}s / 4], not empty",
         )
     if codes.shape[1] != expected:
         raise KernelInputError(
             "codes",
-            f"{codes.shape[1]} bytes a row for {columns} columns",
-            f"{expected} (columns padded to a multiple of {GROUP_COLUMNS}, four to a byte)",
+            f"{codes.shape[1]} bytes a {line} for {columns} {value}s",
+            f"{expected} ({value}s padded to a multiple of {GROUP_COLUMNS}, four to a byte)",
         )
     if not codes.is_contiguous():
         raise KernelInputError("codes", f"strides {list(codes.stride())}", "a contiguous tensor")
-    if bool(((codes & (codes >> 1)) & 0x55).any()):
-        raise KernelInputError("codes", "a code 3", "codes 0, 1 and 2 (weights -1, 0 and 1)")
+    if has_code_3(codes):
+        raise KernelInputError("codes", "a code 3", CODES_ALLOWED)
     if columns % GROUP_COLUMNS:
         last = unpack_codes(codes[:, -GROUP_BYTES:].contiguous())
         if bool(last[:, columns % GROUP_COLUMNS :].any()):
             raise KernelInputError(
-                "codes", "padding that is not weight 0", f"weight 0 beyond column {columns - 1}"
+                "codes", "padding that is not weight 0", f"weight 0 beyond {value} {columns - 1}"
             )
+
+
+def has_code_3(packed: Tensor) -> bool:
+    """Whether a uint8 tensor of two-bit codes holds a 3, which stands for no weight."""
+    return bool(((packed & (packed >> 1)) & 0x55).any())
