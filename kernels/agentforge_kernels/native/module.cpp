@@ -4,10 +4,12 @@
 //   dense_kernels, dispatch             the slots of a level of instruction set, and who fills them
 //   portable, avx2, avxvnni, avx512_*   kernels of one level
 //   quantize, dense, pack               drivers: work over tokens, panels, column blocks and threads
+//   limits                              the machine's own limits, for the benchmark
 //   bindings_*                          Python entry points (raw pointers)
 
 #include <nanobind/nanobind.h>
 
+#include "bindings_bench.hpp"
 #include "bindings_dense.hpp"
 #if __has_include("bindings_sparse.hpp") && !defined(AGENTFORGE_WITHOUT_SPARSE)
 #include "bindings_sparse.hpp"
@@ -55,6 +57,7 @@ NB_MODULE(_extension, module) {
   nanobind::set_leak_warnings(false);
   agentforge::bind_isa(module);
   agentforge::bind_dense(module);
+  agentforge::bind_bench(module);
 #ifdef AGENTFORGE_SPARSE
   agentforge::bind_sparse(module);
 #endif
