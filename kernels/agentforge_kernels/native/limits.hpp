@@ -9,9 +9,9 @@ namespace agentforge {
 
 // Bytes a reading loop takes at a time. Its loads are the widest of the level, its sums independent.
 constexpr int64_t kReadStep = 512;
-// Multiply instructions a round; each has its own sums, or shares them with one 12 instructions away,
-// which is more than latency (5 cycles) times throughput (2 a cycle) of any processor so far.
-constexpr int64_t kRoundInstructions = 24;
+// Multiply instructions a round, each with its own sums: more than latency (5 cycles) times throughput (2
+// a cycle) of any processor so far, and few enough for 16 registers.
+constexpr int64_t kRoundInstructions = 12;
 
 // What was read and multiplied ends here, so that the work cannot be left out.
 static std::atomic<uint64_t> limit_sink{0};
@@ -50,7 +50,7 @@ static int64_t multiply_avx2(int64_t rounds) {
   __m256i sums[8];
   AGENTFORGE_UNROLL for (int i = 0; i < 8; ++i) sums[i] = _mm256_setzero_si256();
   for (int64_t round = 0; round < rounds; ++round) {
-    AGENTFORGE_UNROLL for (int i = 0; i < 24; ++i) {
+    AGENTFORGE_UNROLL for (int i = 0; i < 12; ++i) {
       __m256i products;
       __asm__ volatile("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
                        : "+x"(sums[i % 8]), "=&x"(products)
@@ -71,8 +71,8 @@ static int64_t multiply_avxvnni(int64_t rounds) {
   __m256i sums[12];
   AGENTFORGE_UNROLL for (int i = 0; i < 12; ++i) sums[i] = _mm256_setzero_si256();
   for (int64_t round = 0; round < rounds; ++round) {
-    AGENTFORGE_UNROLL for (int i = 0; i < 24; ++i)
-      __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums[i % 12]) : "x"(codes), "x"(values));
+    AGENTFORGE_UNROLL for (int i = 0; i < 12; ++i)
+      __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums[i]) : "x"(codes), "x"(values));
   }
   return 32;
 }
@@ -98,10 +98,10 @@ static uint64_t read_avx512(const char* begin, const char* end, int64_t prefetch
 
 static int64_t multiply_avx512(int64_t rounds) {
   const __m512i codes = _mm512_set1_epi8(1), values = _mm512_set1_epi8(1);
-  __m512i sums[24];
-  AGENTFORGE_UNROLL for (int i = 0; i < 24; ++i) sums[i] = _mm512_setzero_si512();
+  __m512i sums[12];
+  AGENTFORGE_UNROLL for (int i = 0; i < 12; ++i) sums[i] = _mm512_setzero_si512();
   for (int64_t round = 0; round < rounds; ++round) {
-    AGENTFORGE_UNROLL for (int i = 0; i < 24; ++i)
+    AGENTFORGE_UNROLL for (int i = 0; i < 12; ++i)
       __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(sums[i]) : "v"(codes), "v"(values));
   }
   return 64;
