@@ -1,4 +1,4 @@
-"""Block-sparse and column forms: exact both ways, the same bytes as the native panels, faults named."""
+"""Block-sparse and column forms: exact both ways, bytes of the native panels, faults named."""
 
 from __future__ import annotations
 
