@@ -278,9 +278,10 @@ def test_panels_hold_every_weight_where_the_layout_says(rows: int, columns: int)
     panels, layout = backend.lay_out_dense(codes, columns)
     assert layout == "panels"
     groups = -(-columns // 16)
-    blocks = panels.view(-1, groups, 64, 4)  # panel, group, row, byte
-    fields = torch.stack([(blocks >> (2 * field)) & 3 for field in range(4)], dim=3)
-    weights = fields.permute(0, 2, 1, 3, 4).reshape(-1, groups * 16).to(torch.int8) - 1
+    blocks = panels.view(-1, groups, 4, 16, 4)  # panel, group, line, lane, byte
+    fields = torch.stack([(blocks >> (2 * field)) & 3 for field in range(4)], dim=1)
+    # panel, field, lane | group, line, byte: the row and the column of a weight.
+    weights = fields.permute(0, 1, 4, 2, 3, 5).reshape(-1, groups * 16).to(torch.int8) - 1
     assert torch.equal(weights[:rows, :columns], trits)
     assert not weights[rows:].any()
     assert not weights[:, columns:].any()

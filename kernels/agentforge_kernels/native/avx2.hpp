@@ -22,69 +22,72 @@ static AGENTFORGE_INLINE __m256i widen_pairs(__m256i narrow) {
 }
 
 // ---- One token -----------------------------------------------------------------------------------
-// Fields 0 and 2 (after a shift by four) are masked in place, and so are 1 and 3, which then count four
-// times: 13 instructions for 32 bytes of weights instead of 15. In eight groups the fourfold sums add 16
-// pairs of at most 4 * 512 = 2048: again exactly [-32768, 32512]; a quarter of that and the single sums
-// (16 pairs, at most 8192 each) then fit one int16.
+// Row fields 0 and 2 (after a shift by four) are masked in place, and so are 1 and 3, which then count four
+// times: 13 instructions for 32 bytes of weights instead of 15. In four groups the fourfold sums add 16 pairs
+// of at most 4 * 512 = 2048: again exactly [-32768, 32512].
 
-constexpr int64_t kMatvecSegment = 8;
+constexpr int64_t kMatvecSegment = 4;
+
+// int16 sums of 8 lanes, by row field; 1 and 3 count four times.
+struct NarrowSums {
+  __m256i field[4];
+};
+
+// Half a line: 8 lanes, 4 columns.
+static AGENTFORGE_INLINE void add_half_line(NarrowSums& sums, __m256i low, __m256i x) {
+  const __m256i single = _mm256_set1_epi8(0x03), fourfold = _mm256_set1_epi8(0x0c);
+  const __m256i high = _mm256_srli_epi16(low, 4);
+  sums.field[0] = _mm256_add_epi16(sums.field[0], _mm256_maddubs_epi16(_mm256_and_si256(low, single), x));
+  sums.field[1] = _mm256_add_epi16(sums.field[1], _mm256_maddubs_epi16(_mm256_and_si256(low, fourfold), x));
+  sums.field[2] = _mm256_add_epi16(sums.field[2], _mm256_maddubs_epi16(_mm256_and_si256(high, single), x));
+  sums.field[3] = _mm256_add_epi16(sums.field[3], _mm256_maddubs_epi16(_mm256_and_si256(high, fourfold), x));
+}
 
 static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum, float scale,
                    const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
-  const __m256i single_mask = _mm256_set1_epi8(0x03), fourfold_mask = _mm256_set1_epi8(0x0c);
   const __m256i correction = _mm256_set1_epi32(sum);
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const uint8_t* const blocks = panels + panel * groups * kGroupBytes;
-    __m256i sums[4][2];  // in memory: lines of 16 rows take turns on a segment of 2 KB
-    for (int line = 0; line < 4; ++line) sums[line][0] = sums[line][1] = _mm256_setzero_si256();
+    __m256i sums[4][2];  // [row field][half]
+    for (int field = 0; field < 4; ++field) sums[field][0] = sums[field][1] = _mm256_setzero_si256();
     for (int64_t segment = 0; segment < groups; segment += kMatvecSegment) {
-      const int64_t count = smaller(kMatvecSegment, groups - segment);
-      for (int line = 0; line < 4; ++line) {
-        const uint8_t* codes = blocks + segment * kGroupBytes + 64 * line;
-        const int8_t* x = q + segment * kGroupColumns;
-        __m256i single[2], fourfold[2];
-        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-          single[half] = fourfold[half] = _mm256_setzero_si256();
-        for (int64_t group = 0; group < count; ++group, codes += kGroupBytes, x += kGroupColumns) {
-          _mm_prefetch(reinterpret_cast<const char*>(codes) + 16 * kGroupBytes, _MM_HINT_T0);
-          const __m256i x0 = _mm256_set1_epi32(load_unaligned<int32_t>(x));
-          const __m256i x1 = _mm256_set1_epi32(load_unaligned<int32_t>(x + 4));
-          const __m256i x2 = _mm256_set1_epi32(load_unaligned<int32_t>(x + 8));
-          const __m256i x3 = _mm256_set1_epi32(load_unaligned<int32_t>(x + 12));
-          AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) {
-            const __m256i low = load_32(codes + 32 * half), high = _mm256_srli_epi16(low, 4);
-            single[half] = _mm256_add_epi16(
-                single[half], _mm256_maddubs_epi16(_mm256_and_si256(low, single_mask), x0));
-            fourfold[half] = _mm256_add_epi16(
-                fourfold[half], _mm256_maddubs_epi16(_mm256_and_si256(low, fourfold_mask), x1));
-            single[half] = _mm256_add_epi16(
-                single[half], _mm256_maddubs_epi16(_mm256_and_si256(high, single_mask), x2));
-            fourfold[half] = _mm256_add_epi16(
-                fourfold[half], _mm256_maddubs_epi16(_mm256_and_si256(high, fourfold_mask), x3));
-          }
-        }
-        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-          sums[line][half] = _mm256_add_epi32(
-              sums[line][half],
-              widen_pairs(_mm256_add_epi16(single[half], _mm256_srai_epi16(fourfold[half], 2))));
+      const int64_t lines = 4 * smaller(kMatvecSegment, groups - segment);
+      const uint8_t* codes = blocks + segment * kGroupBytes;
+      const int8_t* x = q + segment * kGroupColumns;
+      NarrowSums narrow[2];
+      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+        AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
+          narrow[half].field[field] = _mm256_setzero_si256();
+      for (int64_t line = 0; line < lines; ++line, codes += kLineBytes, x += kLineColumns) {
+        _mm_prefetch(reinterpret_cast<const char*>(codes) + 16 * kGroupBytes, _MM_HINT_T0);
+        const __m256i word = _mm256_set1_epi32(load_unaligned<int32_t>(x));
+        add_half_line(narrow[0], load_32(codes), word);
+        add_half_line(narrow[1], load_32(codes + 32), word);
       }
+      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+        AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field) {
+          const __m256i wide = widen_pairs(narrow[half].field[field]);
+          sums[field][half] =
+              _mm256_add_epi32(sums[field][half], field % 2 ? _mm256_srai_epi32(wide, 2) : wide);
+        }
     }
-    for (int line = 0; line < 4; ++line)
+    for (int field = 0; field < 4; ++field)
       for (int half = 0; half < 2; ++half)
-        finish_8_rows(epilogue, panel * kPanelRows + 16 * line + 8 * half,
-                      _mm256_sub_epi32(sums[line][half], correction), scale);
+        finish_8_rows(epilogue, panel * kPanelRows + kLineLanes * field + 8 * half,
+                      _mm256_sub_epi32(sums[field][half], correction), scale);
   }
 }
 
 // ---- Tiles of tokens -----------------------------------------------------------------------------
-// 16 rows times T tokens in int16; at T = 6 these are 12 of the 16 registers, and 2 codes, 1 broadcast
-// activation and 1 product fill the rest (the mask is read from memory). In 16 groups a sum adds 64 pairs.
+// 16 rows (one row field) times T tokens in int16; at T = 6 these are 12 of the 16 registers, and 2 codes, 1
+// broadcast activation and 1 product fill the rest (the mask is read from memory). In 16 groups a sum adds 64
+// pairs. A panel takes four passes over a block of columns that stays in the first-level cache.
 
 constexpr int64_t kTileSegment = 16;
 
-// Where the sums of 8 rows of one token wait: rows 16 * line + 8 * half of the panel.
-static AGENTFORGE_INLINE __m256i* carry_of(const TileCall& call, int line, int half, int token) {
-  return reinterpret_cast<__m256i*>(call.carry + token * kPanelRows + 16 * line + 8 * half);
+// Where the sums of 8 rows of one token wait: rows 16 * field + 8 * half of the panel.
+static AGENTFORGE_INLINE __m256i* carry_of(const TileCall& call, int field, int half, int token) {
+  return reinterpret_cast<__m256i*>(call.carry + token * kPanelRows + kLineLanes * field + 8 * half);
 }
 
 // Complete sums in `carry` to outputs. One function for all tiles: inlined into each it doubled the time
@@ -149,46 +152,51 @@ static AGENTFORGE_INLINE void add_products(__m256i& first_sums, __m256i& second_
 #endif
 }
 
-// One field of one group: 16 rows (64 bytes at `codes`) times T tokens.
+// One row field of a group: 16 rows x 16 columns, times T tokens.
 template <int T, int field>
-static AGENTFORGE_INLINE void add_field(__m256i (&sums)[2][T], const uint8_t* codes, const int32_t* words) {
-  const __m256i first = load_field<field>(codes), second = load_field<field>(codes + 32);
+static AGENTFORGE_INLINE void add_group(__m256i (&sums)[2][T], const uint8_t* block, const int32_t* words) {
+  for (int line = 0; line < 4; ++line, block += kLineBytes, words += T) {
+    const __m256i first = load_field<field>(block), second = load_field<field>(block + 32);
+    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+      add_products(sums[0][token], sums[1][token], first, second, words + token);
+  }
+}
+
+template <int T, int field>
+static AGENTFORGE_INLINE void tile_pass(const TileCall& call) {
+  alignas(32) __m256i sums[2][T];
   AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-    add_products(sums[0][token], sums[1][token], first, second, words + field * T + token);
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      sums[half][token] =
+          call.first ? _mm256_setzero_si256() : _mm256_loadu_si256(carry_of(call, field, half, token));
+  const uint8_t* codes = call.weights;
+  const uint8_t* prefetch = call.prefetch + field * call.prefetch_step;
+  const int32_t* words = call.words;
+  for (int64_t segment = 0; segment < call.groups; segment += kTileSegment) {
+    __m256i narrow[2][T];
+    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) narrow[half][token] = _mm256_setzero_si256();
+    const int64_t end = smaller(segment + kTileSegment, call.groups);
+    for (int64_t group = segment; group < end; ++group, codes += kGroupBytes, words += 4 * T) {
+      _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
+      prefetch += 4 * call.prefetch_step;
+      add_group<T, field>(narrow, codes, words);
+    }
+    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+        sums[half][token] = _mm256_add_epi32(sums[half][token], widen_pairs(narrow[half][token]));
+  }
+  AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      _mm256_storeu_si256(carry_of(call, field, half, token), sums[half][token]);
 }
 
 template <int T>
 static void tile(const TileCall& call) {
-  for (int line = 0; line < 4; ++line) {
-    alignas(32) __m256i sums[2][T];
-    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-        sums[half][token] =
-            call.first ? _mm256_setzero_si256() : _mm256_loadu_si256(carry_of(call, line, half, token));
-    const uint8_t* codes = call.weights + 64 * line;
-    const uint8_t* prefetch = call.prefetch + line * call.prefetch_step;
-    const int32_t* words = call.words;
-    for (int64_t segment = 0; segment < call.groups; segment += kTileSegment) {
-      __m256i narrow[2][T];
-      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) narrow[half][token] = _mm256_setzero_si256();
-      const int64_t end = smaller(segment + kTileSegment, call.groups);
-      for (int64_t group = segment; group < end; ++group, codes += kGroupBytes, words += 4 * T) {
-        _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
-        prefetch += 4 * call.prefetch_step;
-        add_field<T, 0>(narrow, codes, words);
-        add_field<T, 1>(narrow, codes, words);
-        add_field<T, 2>(narrow, codes, words);
-        add_field<T, 3>(narrow, codes, words);
-      }
-      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-        AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-          sums[half][token] = _mm256_add_epi32(sums[half][token], widen_pairs(narrow[half][token]));
-    }
-    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-        _mm256_storeu_si256(carry_of(call, line, half, token), sums[half][token]);
-  }
+  tile_pass<T, 0>(call);
+  tile_pass<T, 1>(call);
+  tile_pass<T, 2>(call);
+  tile_pass<T, 3>(call);
   if (call.last) finish_tile(call, T);
 }
 

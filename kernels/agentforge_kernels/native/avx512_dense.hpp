@@ -40,75 +40,86 @@ namespace agentforge::avx512 {
 // +8..20 % from the third-level cache, and reaches into the next matrix of an arena.
 constexpr int64_t kPrefetchBytes = 4096;
 
-// One token, one panel at a time: 64 rows are four registers of words; the four 2-bit fields are
-// masked, not shifted, each into its own accumulator (scaled 1, 4, 16, 64), and shifted once at the
-// end. 256 weights cost 1 load, 4 ands and 4 vpdpbusd: 8 cycles a group where two vpdpbusd and four
-// vector operations a cycle are possible.
+// The four accumulators of a line's nested masks to the sums of its rows: the mask of 2 (f + 1) bits counts row
+// field i 4^i times for all i <= f, so neighbours differ by 4^f times the sum of field f. Exact modulo 2^32
+// while 64 * |sum| < 2^31: 2 * 128 * 64 * 65,536 columns.
+static AGENTFORGE_INLINE void separate_rows(__m512i (&sums)[4], const __m512i (&nested)[4]) {
+  sums[0] = nested[0];
+  sums[1] = _mm512_srai_epi32(_mm512_sub_epi32(nested[1], nested[0]), 2);
+  sums[2] = _mm512_srai_epi32(_mm512_sub_epi32(nested[2], nested[1]), 4);
+  sums[3] = _mm512_srai_epi32(_mm512_sub_epi32(nested[3], nested[2]), 6);
+}
+
+// One token, one panel at a time. A line (64 rows, 4 columns) costs 1 load, 3 ands and 4 vpdpbusd; the four
+// lines of a group have accumulators of their own, since vpdpbusd takes 5 cycles and two start in one.
 static void dense_matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum,
                          float scale, const Epilogue& epilogue, int64_t panel_begin,
                          int64_t panel_end) {
-  const __m512i masks[4] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c), _mm512_set1_epi8(0x30),
-                            _mm512_set1_epi8(static_cast<char>(0xc0))};
+  const __m512i masks[3] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x3f)};
   const __m512i excess = _mm512_set1_epi32(sum);
   const uint8_t* weights = panels + panel_begin * groups * kGroupBytes;
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    __m512i accumulators[4][4];  // [quarter of the panel][field]
-    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter) {
-      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
-        accumulators[quarter][field] = _mm512_setzero_si512();
+    __m512i accumulators[4][4];  // [line][nested mask]
+    AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
+      AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested)
+        accumulators[line][nested] = _mm512_setzero_si512();
     }
     const int8_t* values = q;
     const uint8_t* const end = weights + groups * kGroupBytes;
     for (; weights < end; weights += kGroupBytes, values += kGroupColumns) {
-      __m512i words[4];
-      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
-        words[field] = broadcast_word(values + 4 * field);
-      AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter) {
-        _mm_prefetch(reinterpret_cast<const char*>(weights) + kPrefetchBytes + 64 * quarter, _MM_HINT_T0);
-        const __m512i packed = _mm512_loadu_si512(weights + 64 * quarter);
-        AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
-          dot4(accumulators[quarter][field], _mm512_and_si512(packed, masks[field]), words[field]);
+      AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
+        _mm_prefetch(reinterpret_cast<const char*>(weights) + kPrefetchBytes + kLineBytes * line, _MM_HINT_T0);
+        const __m512i codes = _mm512_loadu_si512(weights + kLineBytes * line);
+        const __m512i words = broadcast_word(values + kLineColumns * line);
+        AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested)
+          dot4(accumulators[line][nested], _mm512_and_si512(codes, masks[nested]), words);
+        dot4(accumulators[line][3], codes, words);
       }
     }
-    __m512i sums[4];
-    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter) {
-      const __m512i low = _mm512_add_epi32(accumulators[quarter][0], _mm512_srai_epi32(accumulators[quarter][1], 2));
-      const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(accumulators[quarter][2], 4),
-                                            _mm512_srai_epi32(accumulators[quarter][3], 6));
-      sums[quarter] = _mm512_sub_epi32(_mm512_add_epi32(low, high), excess);
-    }
+    __m512i totals[4], sums[4];
+    AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested)
+      totals[nested] = _mm512_add_epi32(_mm512_add_epi32(accumulators[0][nested], accumulators[1][nested]),
+                                        _mm512_add_epi32(accumulators[2][nested], accumulators[3][nested]));
+    separate_rows(sums, totals);
+    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+      sums[quarter] = _mm512_sub_epi32(sums[quarter], excess);
     finish_panel(epilogue, panel * kPanelRows, sums, scale);
   }
 }
 
-template <int Field>
-static AGENTFORGE_INLINE __m512i field_codes(__m512i packed, __m512i mask) {
-  return _mm512_and_si512(Field == 0 ? packed : _mm512_srli_epi16(packed, 2 * Field), mask);
+// `packed` under a mask of one byte. In assembly, with the mask in memory: three more registers would make
+// GCC spill accumulators of the largest tile.
+static AGENTFORGE_INLINE __m512i masked(__m512i packed, const uint32_t& mask) {
+  __m512i codes;
+  __asm__("vpandd %2%{1to16%}, %1, %0" : "=v"(codes) : "v"(packed), "m"(mask));
+  return codes;
 }
 
-// One field (four columns) of a group for all rows of the panel and T tokens.
-template <int T, int Field>
-static AGENTFORGE_INLINE void tile_step(__m512i (&accumulators)[4][T], const uint8_t* weights,
-                                        const int32_t* words, __m512i mask) {
+static const uint32_t kNestedMasks[3] = {0x03030303u, 0x0f0f0f0fu, 0x3f3f3f3fu};
+
+// One line (four columns) for all rows of the panel and T tokens.
+template <int T>
+static AGENTFORGE_INLINE void tile_step(__m512i (&accumulators)[4][T], const uint8_t* line, const int32_t* words) {
   __m512i codes[4];
-  AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
-    codes[quarter] = field_codes<Field>(_mm512_loadu_si512(weights + 64 * quarter), mask);
+  codes[3] = _mm512_loadu_si512(line);
+  AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested)
+    codes[nested] = masked(codes[3], kNestedMasks[nested]);
   AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
     dot4_panel(accumulators[0][token], accumulators[1][token], accumulators[2][token],
-               accumulators[3][token], codes, words + Field * T + token);
+               accumulators[3][token], codes, words + token);
 }
 
-// 64 rows x T tokens: up to 24 accumulators, 4 registers of codes, 1 of activations, 1 mask. A group is
-// 16 T vpdpbusd on two ports; unpacking (28 operations) hides on the other two from T = 2.
+// 64 rows x T tokens: up to 24 accumulators, 4 registers of codes, 1 of activations. A group is 16 T vpdpbusd
+// and 12 ands. Small tiles have a second set of accumulators for every other line, to hide the latency.
 template <int T>
 static void dense_tile(const TileCall& call) {
-  const __m512i mask = _mm512_set1_epi8(3);
-  __m512i accumulators[4][T];
-  AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter) {
-    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-      accumulators[quarter][token] =
-          call.first ? _mm512_setzero_si512()
-                     : _mm512_load_si512(call.carry + token * kPanelRows + 16 * quarter);
+  constexpr int kSets = T <= 2 ? 2 : 1;
+  __m512i accumulators[kSets][4][T];
+  AGENTFORGE_UNROLL for (int set = 0; set < kSets; ++set) {
+    AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested) {
+      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+        accumulators[set][nested][token] = _mm512_setzero_si512();
+    }
   }
   const uint8_t* weights = call.weights;
   const uint8_t* const end = weights + call.groups * kGroupBytes;
@@ -116,30 +127,33 @@ static void dense_tile(const TileCall& call) {
   const char* next = reinterpret_cast<const char*>(call.prefetch);
   const int64_t step = call.prefetch_step;
   for (; weights < end; weights += kGroupBytes, words += 4 * T) {
-    _mm_prefetch(next, _MM_HINT_T0);
-    tile_step<T, 0>(accumulators, weights, words, mask);
-    _mm_prefetch(next + step, _MM_HINT_T0);
-    tile_step<T, 1>(accumulators, weights, words, mask);
-    next += 2 * step;
-    _mm_prefetch(next, _MM_HINT_T0);
-    tile_step<T, 2>(accumulators, weights, words, mask);
-    _mm_prefetch(next + step, _MM_HINT_T0);
-    tile_step<T, 3>(accumulators, weights, words, mask);
-    next += 2 * step;
-  }
-  if (!call.last) {
-    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter) {
-      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-        _mm512_store_si512(call.carry + token * kPanelRows + 16 * quarter, accumulators[quarter][token]);
+    AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
+      _mm_prefetch(next, _MM_HINT_T0);
+      next += step;
+      tile_step<T>(accumulators[line % kSets], weights + kLineBytes * line, words + line * T);
     }
-    return;
   }
   AGENTFORGE_UNROLL for (int token = 0; token < T; ++token) {
+    __m512i nested[4], sums[4];
+    AGENTFORGE_UNROLL for (int mask = 0; mask < 4; ++mask)
+      nested[mask] = kSets == 1 ? accumulators[0][mask][token]
+                                : _mm512_add_epi32(accumulators[0][mask][token],
+                                                   accumulators[kSets - 1][mask][token]);
+    separate_rows(sums, nested);
+    int32_t* const carry = call.carry + token * kPanelRows;
+    if (!call.first) {
+      AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+        sums[quarter] = _mm512_add_epi32(sums[quarter], _mm512_load_si512(carry + 16 * quarter));
+    }
+    if (!call.last) {
+      AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+        _mm512_store_si512(carry + 16 * quarter, sums[quarter]);
+      continue;
+    }
     const Epilogue epilogue = call.epilogue->from_token(token);
     const __m512i excess = _mm512_set1_epi32(call.sum[token]);
-    __m512i sums[4];
     AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
-      sums[quarter] = _mm512_sub_epi32(accumulators[quarter][token], excess);
+      sums[quarter] = _mm512_sub_epi32(sums[quarter], excess);
     finish_panel(epilogue, call.row, sums, call.scale[token]);
   }
 }

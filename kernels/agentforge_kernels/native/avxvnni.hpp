@@ -62,106 +62,85 @@ static AGENTFORGE_INLINE void dot4_halves(__m256i& first_sums, __m256i& second_s
 }
 
 // ---- One token -----------------------------------------------------------------------------------
-// Codes are masked, not shifted: field f of a byte then counts 4^f times, so each field has its own
-// sums, divided (exactly) once at the end. A step takes two vectors (16 rows) with 8 independent
-// accumulators in the 16 registers there are: 8 sums, 4 masks, 2 codes, 1 activation, 1 masked code.
-//
-// 16 rows are one 64-byte line of a 256-byte block, so a panel takes four passes. They go over chunks of
-// a page, which the first pass brings into the first-level cache; sums wait in memory in between.
+// Nested masks, as in avx512_dense.hpp: a line (64 rows, 4 columns) is two vectors, each with an accumulator a
+// mask. 8 accumulators, 3 masks, 1 line, 1 activation and 1 masked code of the 16 registers.
 
-constexpr int64_t kChunkGroups = 16;
-constexpr int kFields = 4;
+constexpr int kMasks = 4;
 
-struct FieldSums {
-  __m256i value[2][kFields];  // [vector of 8 rows][field]
-};
-
-template <Encoding encoding>
-static AGENTFORGE_INLINE void add_chunk(const uint8_t* line, int64_t groups, const int8_t* q,
-                                        const uint8_t* prefetch, FieldSums& waiting) {
-  const __m256i mask[kFields] = {_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c), _mm256_set1_epi8(0x30),
-                                 _mm256_set1_epi8(static_cast<char>(0xc0))};
-  __m256i sums[2][kFields];
-  AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-    AGENTFORGE_UNROLL for (int field = 0; field < kFields; ++field)
-      sums[half][field] = waiting.value[half][field];
-  for (int64_t group = 0; group < groups; ++group, line += kGroupBytes, q += kGroupColumns) {
-    _mm_prefetch(reinterpret_cast<const char*>(prefetch) + group * kGroupBytes, _MM_HINT_T0);
-    const __m256i first = avx2::load_32(line), second = avx2::load_32(line + 32);
-    AGENTFORGE_UNROLL for (int field = 0; field < kFields; ++field) {
-      dot4_halves<encoding>(sums[0][field], sums[1][field], _mm256_and_si256(first, mask[field]),
-                            _mm256_and_si256(second, mask[field]), q + 4 * field);
-    }
-  }
-  AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-    AGENTFORGE_UNROLL for (int field = 0; field < kFields; ++field)
-      waiting.value[half][field] = sums[half][field];
-}
-
-static AGENTFORGE_INLINE __m256i merge_fields(const __m256i* sums) {
-  return _mm256_add_epi32(_mm256_add_epi32(sums[0], _mm256_srai_epi32(sums[1], 2)),
-                          _mm256_add_epi32(_mm256_srai_epi32(sums[2], 4), _mm256_srai_epi32(sums[3], 6)));
+static AGENTFORGE_INLINE void separate_rows(__m256i (&sums)[kMasks], const __m256i (&nested)[kMasks]) {
+  sums[0] = nested[0];
+  sums[1] = _mm256_srai_epi32(_mm256_sub_epi32(nested[1], nested[0]), 2);
+  sums[2] = _mm256_srai_epi32(_mm256_sub_epi32(nested[2], nested[1]), 4);
+  sums[3] = _mm256_srai_epi32(_mm256_sub_epi32(nested[3], nested[2]), 6);
 }
 
 template <Encoding encoding>
 static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum, float scale,
                    const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
+  const __m256i mask[3] = {_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0f), _mm256_set1_epi8(0x3f)};
   const __m256i correction = _mm256_set1_epi32(sum);
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint8_t* const blocks = panels + panel * groups * kGroupBytes;
-    FieldSums sums[4];
-    for (int line = 0; line < 4; ++line)
-      for (int field = 0; field < kFields; ++field)
-        sums[line].value[0][field] = sums[line].value[1][field] = _mm256_setzero_si256();
-    for (int64_t group = 0; group < groups; group += kChunkGroups) {
-      const uint8_t* const chunk = blocks + group * kGroupBytes;
-      const int64_t count = smaller(kChunkGroups, groups - group);
-      for (int line = 0; line < 4; ++line)
-        add_chunk<encoding>(chunk + 64 * line, count, q + group * kGroupColumns,
-                            chunk + count * kGroupBytes + 64 * line, sums[line]);
+    const uint8_t* line = panels + panel * groups * kGroupBytes;
+    const uint8_t* const end = line + groups * kGroupBytes;
+    __m256i accumulators[2][kMasks];
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      AGENTFORGE_UNROLL for (int nested = 0; nested < kMasks; ++nested)
+        accumulators[half][nested] = _mm256_setzero_si256();
+    for (const int8_t* x = q; line < end; line += kLineBytes, x += kLineColumns) {
+      _mm_prefetch(reinterpret_cast<const char*>(line) + 16 * kGroupBytes, _MM_HINT_T0);
+      const __m256i first = avx2::load_32(line), second = avx2::load_32(line + 32);
+      const __m256i word = _mm256_set1_epi32(load_unaligned<int32_t>(x));
+      AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested) {
+        dot4<encoding>(accumulators[0][nested], _mm256_and_si256(first, mask[nested]), word);
+        dot4<encoding>(accumulators[1][nested], _mm256_and_si256(second, mask[nested]), word);
+      }
+      dot4<encoding>(accumulators[0][3], first, word);
+      dot4<encoding>(accumulators[1][3], second, word);
     }
-    for (int line = 0; line < 4; ++line)
-      for (int half = 0; half < 2; ++half)
-        avx2::finish_8_rows(epilogue, panel * kPanelRows + 16 * line + 8 * half,
-                            _mm256_sub_epi32(merge_fields(sums[line].value[half]), correction), scale);
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) {
+      __m256i sums[kMasks];
+      separate_rows(sums, accumulators[half]);
+      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
+        avx2::finish_8_rows(epilogue, panel * kPanelRows + kLineLanes * field + 8 * half,
+                            _mm256_sub_epi32(sums[field], correction), scale);
+    }
   }
 }
 
 // ---- Tiles of tokens -----------------------------------------------------------------------------
-// 16 rows times T tokens: 2 T accumulators (12 of the 16 registers at T = 6), 2 for codes shifted and
-// masked from the first-level cache, one broadcast activation, one mask.
+// 16 rows (one row field) times T tokens: 2 T accumulators (12 of the 16 registers at T = 6), 2 for codes
+// shifted and masked from the first-level cache, one broadcast activation, one mask. A panel takes four passes.
 
-// One field of one group: 16 rows (64 bytes at `codes`) times T tokens.
 template <Encoding encoding, int T, int field>
-static AGENTFORGE_INLINE void add_field(__m256i (&sums)[2][T], const uint8_t* codes, const int32_t* words) {
-  const __m256i first = avx2::load_field<field>(codes), second = avx2::load_field<field>(codes + 32);
+static AGENTFORGE_INLINE void tile_pass(const TileCall& call) {
+  __m256i sums[2][T];
   AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-    dot4_halves<encoding>(sums[0][token], sums[1][token], first, second, words + field * T + token);
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      sums[half][token] = call.first ? _mm256_setzero_si256()
+                                     : _mm256_loadu_si256(avx2::carry_of(call, field, half, token));
+  const uint8_t* codes = call.weights;
+  const uint8_t* prefetch = call.prefetch + field * call.prefetch_step;
+  const int32_t* words = call.words;
+  for (int64_t group = 0; group < call.groups; ++group) {
+    _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
+    prefetch += 4 * call.prefetch_step;
+    for (int line = 0; line < 4; ++line, codes += kLineBytes, words += T) {
+      const __m256i first = avx2::load_field<field>(codes), second = avx2::load_field<field>(codes + 32);
+      AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+        dot4_halves<encoding>(sums[0][token], sums[1][token], first, second, words + token);
+    }
+  }
+  AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      _mm256_storeu_si256(avx2::carry_of(call, field, half, token), sums[half][token]);
 }
 
 template <Encoding encoding, int T>
 static void tile(const TileCall& call) {
-  for (int line = 0; line < 4; ++line) {
-    __m256i sums[2][T];
-    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-        sums[half][token] = call.first ? _mm256_setzero_si256()
-                                       : _mm256_loadu_si256(avx2::carry_of(call, line, half, token));
-    const uint8_t* codes = call.weights + 64 * line;
-    const uint8_t* prefetch = call.prefetch + line * call.prefetch_step;
-    const int32_t* words = call.words;
-    for (int64_t group = 0; group < call.groups; ++group, codes += kGroupBytes, words += 4 * T) {
-      _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
-      prefetch += 4 * call.prefetch_step;
-      add_field<encoding, T, 0>(sums, codes, words);
-      add_field<encoding, T, 1>(sums, codes, words);
-      add_field<encoding, T, 2>(sums, codes, words);
-      add_field<encoding, T, 3>(sums, codes, words);
-    }
-    AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-        _mm256_storeu_si256(avx2::carry_of(call, line, half, token), sums[half][token]);
-  }
+  tile_pass<encoding, T, 0>(call);
+  tile_pass<encoding, T, 1>(call);
+  tile_pass<encoding, T, 2>(call);
+  tile_pass<encoding, T, 3>(call);
   if (call.last) avx2::finish_tile(call, T);
 }
 

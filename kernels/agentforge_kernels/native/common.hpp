@@ -41,10 +41,14 @@
 
 namespace agentforge {
 
-// The panels layout (dense and block-sparse): panels of 64 rows, groups of 16 columns, 256 bytes each.
+// The panels layout (pack.hpp): panels of 64 rows, groups of 16 columns, blocks of 256 bytes: four lines of
+// four columns, in each 16 lanes of 32 bits, whose bytes hold four rows each.
 constexpr int64_t kPanelRows = 64;
 constexpr int64_t kGroupColumns = 16;
 constexpr int64_t kGroupBytes = kPanelRows * kGroupColumns / 4;
+constexpr int64_t kLineBytes = kGroupBytes / 4;
+constexpr int64_t kLineColumns = 4;
+constexpr int64_t kLineLanes = kPanelRows / 4;
 constexpr int64_t kStoredColumns = 128;  // stored rows and int8 activations are padded to this
 
 constexpr float kSmallestMagnitude = 1e-5f;  // lower bound of an activation maximum before it divides

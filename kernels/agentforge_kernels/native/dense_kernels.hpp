@@ -36,8 +36,8 @@ using DenseMatvec = void (*)(const uint8_t* panels, int64_t groups, const int8_t
                              float scale, const Epilogue& epilogue, int64_t panel_begin,
                              int64_t panel_end);
 
-// A register tile: one panel times T tokens over `groups` groups of columns. Codes are unpacked to
-// 0, 1, 2 (no class accumulators), so |accumulator| <= 256 * columns and 8 million columns are exact.
+// A register tile: one panel times T tokens over `groups` (at most kMostMatvecGroups) groups of columns.
+// What waits in `carry` are sums of codes 0, 1, 2, so |sum| <= 256 * columns and 8 million columns are exact.
 struct TileCall {
   const uint8_t* weights;    // first 256-byte block of this panel and column block
   int64_t groups;            // groups in this column block
@@ -76,7 +76,7 @@ struct MatmulCall {
 using DenseMatmul = void (*)(const MatmulCall& call);
 
 constexpr int kMostTileTokens = 6;
-constexpr int64_t kMostMatvecGroups = 16384;
+constexpr int64_t kMostMatvecGroups = 4096;
 
 struct DenseKernels {
   QuantizeRow quantize_row;

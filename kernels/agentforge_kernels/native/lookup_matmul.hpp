@@ -1,7 +1,8 @@
 // Ternary matmul of several tokens by table lookup: no multiplication and no unpacking. For processors
 // whose multiply-add is narrow (the portable level).
 //
-// A stored byte holds the codes of four columns of one row, so it can take 81 values. For four columns
+// With the fields of a block exchanged (pack.hpp), a byte holds the codes of four columns of one row, so it can
+// take 81 values. For four columns
 // and T tokens, a table holds the 81 signed sums of their activations, T int16 side by side, at the index
 // the byte itself is. A row then costs one vector addition a byte: 4 T multiply-adds. (The method of the
 // four Russians, Arlazarov et al. 1970; T-MAC, https://arxiv.org/abs/2407.00088, looks up rows instead of
@@ -12,6 +13,7 @@
 #pragma once
 
 #include "dense_kernels.hpp"
+#include "pack.hpp"
 
 namespace agentforge {
 
@@ -74,13 +76,29 @@ static AGENTFORGE_INLINE void build_table(const int16_t (&x)[kGroupColumns][T], 
   }
 }
 
+typedef uint32_t Words __attribute__((vector_size(16)));
+
+// A block of a panel to one word a row: byte b of it holds columns 4 c + b at bits 2 c.
+static AGENTFORGE_INLINE void words_of_rows(const uint8_t* block, uint32_t (&rows)[kPanelRows]) {
+  for (int64_t lane = 0; lane < kLineLanes; lane += 4) {
+    Words words[4];
+    for (int line = 0; line < 4; ++line)
+      std::memcpy(&words[line], block + line * kLineBytes + 4 * lane, sizeof(Words));
+    exchange_fields(words);
+    for (int quarter = 0; quarter < 4; ++quarter)
+      std::memcpy(rows + quarter * kLineLanes + lane, &words[quarter], sizeof(Words));
+  }
+}
+
 // Adds one block (64 rows, 16 columns) to sums [64][T].
 template <int T>
 static AGENTFORGE_INLINE void add_block(const uint8_t* block, const int16_t* __restrict tables,
                                         int16_t* __restrict sums) {
-  for (int line = 0; line < 4; ++line) __builtin_prefetch(block + kGroupBytes + 64 * line);
+  for (int line = 0; line < 4; ++line) __builtin_prefetch(block + kGroupBytes + kLineBytes * line);
+  alignas(64) uint32_t rows[kPanelRows];
+  words_of_rows(block, rows);
   for (int64_t row = 0; row < kPanelRows; ++row) {
-    const uint32_t word = load_unaligned<uint32_t>(block + 4 * row);
+    const uint32_t word = rows[row];
     const int16_t* const entry[kTables] = {
         tables + (word & 0xff) * T, tables + (kTableDistance + (word >> 8 & 0xff)) * T,
         tables + (2 * kTableDistance + (word >> 16 & 0xff)) * T,

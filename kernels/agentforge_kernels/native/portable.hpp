@@ -1,14 +1,13 @@
 // Dense ternary kernels for any 64-bit little-endian processor, in the vector types of GCC and clang
 // (128 bits: SSE2, NEON, VSX), one token at a time; from three on by lookup_matmul.hpp.
 //
-// A row's 32-bit word in a block is two 16-bit lanes: an even one with bytes 0 and 1, an odd one with
-// bytes 2 and 3. A lane holds eight codes; shifted by 0, 4, 8 or 12, two of them lie under the masks 0x3
-// and 0xc, the second counting four times. So a vector of 4 rows takes 3 shifts and 8 times (mask,
+// A 32-bit lane of a line is two 16-bit lanes: an even one with bytes 0 and 1 (columns 0 and 1), an odd one
+// with bytes 2 and 3. A lane holds two columns of four rows; shifted by 0, 4, 8 or 12, two rows of one column
+// lie under the masks 0x3 and 0xc, the second counting four times. So 16 bytes take 3 shifts and 8 times (mask,
 // multiply, add), each with the two activations that belong to the even and the odd lane.
 //
-// Sums are int16 for eight groups: single ones add 32 products of magnitude at most 2 * 128, fourfold
-// ones 32 of at most 1024 downwards and 1016 upwards, [-32768, 32512]: exactly int16. Then a quarter of
-// the fourfold and the single ones (8192 each at most) are added and the lane pairs widened to int32.
+// Sums are int16 for four groups: a row field adds 32 products of magnitude at most 2 * 128, or, fourfold, of
+// at most 1024 downwards and 1016 upwards, [-32768, 32512]: exactly int16. Then the lane pairs are widened.
 #pragma once
 
 #include "dense_kernels.hpp"
@@ -26,89 +25,96 @@ typedef uint16_t CodeLanes __attribute__((vector_size(16)));
 typedef int32_t WideLanes __attribute__((vector_size(16)));
 typedef uint32_t WordLanes __attribute__((vector_size(16)));
 
-constexpr int64_t kSegmentGroups = 8;
-constexpr int kProducts = 8;  // codes in a lane
-constexpr int64_t kVectorRows = 4;
+constexpr int64_t kSegmentGroups = 4;
+constexpr int64_t kSegmentLines = 4 * kSegmentGroups;
+constexpr int64_t kVectorLanes = 4;
+constexpr int64_t kLineVectors = kLineLanes / kVectorLanes;
 
-// The activations of one group as factors: [product][lane], product 2 s + f for shift 4 s and mask f.
-struct GroupFactors {
-  NarrowLanes product[kProducts];
+// The activations of one line's four columns as factors: of columns 0 and 2, and of columns 1 and 3.
+struct LineFactors {
+  NarrowLanes byte[2];
 };
 
-// Activations of byte b (of four) and column c (of four in a byte) are q[4 c + b].
-static AGENTFORGE_INLINE void spread(const int8_t* q, GroupFactors& factors) {
-  for (int shift = 0; shift < 4; ++shift)
-    for (int fourfold = 0; fourfold < 2; ++fourfold) {
-      const int8_t* const columns = q + 4 * (shift % 2 * 2 + fourfold) + shift / 2;
-      const int32_t even = columns[0], odd = columns[2];
-      const int32_t pair = static_cast<int32_t>(static_cast<uint32_t>(odd) << 16 | (even & 0xffff));
-      const WideLanes pairs = {pair, pair, pair, pair};
-      factors.product[2 * shift + fourfold] = reinterpret_cast<NarrowLanes>(pairs);
-    }
+static AGENTFORGE_INLINE LineFactors spread(const int8_t* q) {
+  LineFactors factors;
+  for (int byte = 0; byte < 2; ++byte) {
+    const int32_t even = q[byte], odd = q[2 + byte];
+    const int32_t pair = static_cast<int32_t>(static_cast<uint32_t>(odd) << 16 | (even & 0xffff));
+    const WideLanes pairs = {pair, pair, pair, pair};
+    factors.byte[byte] = reinterpret_cast<NarrowLanes>(pairs);
+  }
+  return factors;
 }
 
-// One vector of 4 rows and one group: 8 products a lane.
-static AGENTFORGE_INLINE void add_products(const uint8_t* codes, const GroupFactors& factors,
-                                           NarrowLanes& single, NarrowLanes& fourfold) {
+// 16 bytes of a line: 4 lanes, 8 products each, into the sums of the four row fields.
+static AGENTFORGE_INLINE void add_products(const uint8_t* codes, const LineFactors& factors,
+                                           NarrowLanes (&fields)[4]) {
   CodeLanes lanes;
   std::memcpy(&lanes, codes, sizeof lanes);
-  AGENTFORGE_UNROLL for (int shift = 0; shift < 4; ++shift) {
-    const CodeLanes shifted = lanes >> (4 * shift);
-    single += reinterpret_cast<NarrowLanes>(shifted & 0x3) * factors.product[2 * shift];
-    fourfold += reinterpret_cast<NarrowLanes>(shifted & 0xc) * factors.product[2 * shift + 1];
+  AGENTFORGE_UNROLL for (int byte = 0; byte < 2; ++byte) {
+    AGENTFORGE_UNROLL for (int pair = 0; pair < 2; ++pair) {
+      const CodeLanes shifted = lanes >> (8 * byte + 4 * pair);
+      fields[2 * pair] += reinterpret_cast<NarrowLanes>(shifted & 0x3) * factors.byte[byte];
+      fields[2 * pair + 1] += reinterpret_cast<NarrowLanes>(shifted & 0xc) * factors.byte[byte];
+    }
   }
 }
 
-// Adds `groups` groups of one panel to the sums of its 64 rows (of codes times activations).
+// The sums of a panel's 64 rows, in their order: [16 * field + lane].
+struct PanelSums {
+  WideLanes rows[4][kLineVectors];
+};
+
+// Adds `groups` groups of one panel to the sums of its rows (of codes times activations).
 static AGENTFORGE_INLINE void add_groups(const uint8_t* blocks, int64_t groups, const int8_t* q,
-                                         WideLanes (&sums)[kPanelRows / kVectorRows]) {
+                                         PanelSums& sums) {
   for (int64_t segment = 0; segment < groups; segment += kSegmentGroups) {
-    const int64_t count = smaller(kSegmentGroups, groups - segment);
+    const int64_t lines = 4 * smaller(kSegmentGroups, groups - segment);
     const uint8_t* const first = blocks + segment * kGroupBytes;
-    GroupFactors factors[kSegmentGroups];
-    for (int64_t group = 0; group < count; ++group)
-      spread(q + (segment + group) * kGroupColumns, factors[group]);
-    for (int64_t vector = 0; vector < kPanelRows / kVectorRows; vector += 2) {
-      NarrowLanes single[2] = {}, fourfold[2] = {};
-      for (int64_t group = 0; group < count; ++group) {
-        const uint8_t* const codes = first + group * kGroupBytes + 16 * vector;
-        add_products(codes, factors[group], single[0], fourfold[0]);
-        add_products(codes + 16, factors[group], single[1], fourfold[1]);
-      }
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) {
-        const WideLanes pairs = reinterpret_cast<WideLanes>(single[half] + (fourfold[half] >> 2));
+    LineFactors factors[kSegmentLines];
+    for (int64_t line = 0; line < lines; ++line)
+      factors[line] = spread(q + segment * kGroupColumns + line * kLineColumns);
+    for (int64_t vector = 0; vector < kLineVectors; ++vector) {
+      NarrowLanes fields[4] = {};
+      for (int64_t line = 0; line < lines; ++line)
+        add_products(first + line * kLineBytes + 16 * vector, factors[line], fields);
+      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field) {
+        const WideLanes pairs = reinterpret_cast<WideLanes>(fields[field]);
         const WideLanes odd = pairs >> 16;
         const WideLanes even = reinterpret_cast<WideLanes>(reinterpret_cast<WordLanes>(pairs) << 16) >> 16;
-        sums[vector + half] += even + odd;
+        sums.rows[field][vector] += field % 2 ? (even + odd) >> 2 : even + odd;
       }
     }
+  }
+}
+
+static AGENTFORGE_INLINE void finish_panel(const Epilogue& epilogue, int64_t first, const PanelSums& sums,
+                                           int32_t excess, float scale) {
+  const int64_t rows = smaller(kPanelRows, epilogue.rows - first);
+  for (int64_t row = 0; row < rows; ++row) {
+    const WideLanes& lanes = sums.rows[row / kLineLanes][row % kLineLanes / kVectorLanes];
+    finish_row(epilogue, first + row, lanes[row % kVectorLanes] - excess, scale);
   }
 }
 
 static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum, float scale,
                    const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    WideLanes sums[kPanelRows / kVectorRows] = {};
+    PanelSums sums = {};
     add_groups(panels + panel * groups * kGroupBytes, groups, q, sums);
-    const int64_t first = panel * kPanelRows, rows = smaller(kPanelRows, epilogue.rows - first);
-    for (int64_t row = 0; row < rows; ++row)
-      finish_row(epilogue, first + row, sums[row / kVectorRows][row % kVectorRows] - sum, scale);
+    finish_panel(epilogue, panel * kPanelRows, sums, sum, scale);
   }
 }
 
 // The tile of one token: its words are its activations in order.
 static void tile(const TileCall& call) {
-  WideLanes sums[kPanelRows / kVectorRows] = {};
-  if (!call.first) std::memcpy(sums, call.carry, sizeof sums);
+  PanelSums sums = {};
+  if (!call.first) std::memcpy(&sums, call.carry, sizeof sums);
   add_groups(call.weights, call.groups, reinterpret_cast<const int8_t*>(call.words), sums);
-  if (!call.last) {
-    std::memcpy(call.carry, sums, sizeof sums);
-    return;
-  }
-  const int64_t rows = smaller(kPanelRows, call.epilogue->rows - call.row);
-  for (int64_t row = 0; row < rows; ++row)
-    finish_row(*call.epilogue, call.row + row, sums[row / kVectorRows][row % kVectorRows] - call.sum[0],
-               call.scale[0]);
+  if (call.last)
+    finish_panel(*call.epilogue, call.row, sums, call.sum[0], call.scale[0]);
+  else
+    std::memcpy(call.carry, &sums, sizeof sums);
 }
 
 // Lookup takes about the time of 2.5 tokens for up to 8.
