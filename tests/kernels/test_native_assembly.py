@@ -14,12 +14,11 @@ from pathlib import Path
 import agentforge_kernels
 import pytest
 
+from tests.kernels.assembly import STACK, innermost_loops
+
 NATIVE = Path(agentforge_kernels.__file__).parent / "native"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-fPIC", "-w", "-S"]
-LABEL = re.compile(r"^(\.L\w+):")
-JUMP = re.compile(r"^\tj\w+\s+(\.L\w+)")
-STACK = re.compile(r"\(%rsp[,)]|-\d+\(%rbp[,)]")
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +43,6 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         elif name:
             found[name].append(line)
     return found
-
-
-def innermost_loops(lines: list[str], instruction: str) -> list[list[str]]:
-    """Loops of a function that hold ``instruction`` and no smaller such loop."""
-    at = {match[1]: number for number, line in enumerate(lines) if (match := LABEL.match(line))}
-    loops = []
-    for number, line in enumerate(lines):
-        match = JUMP.match(line)
-        if match and at.get(match[1], number) < number:
-            body = range(at[match[1]], number + 1)
-            if any(instruction in lines[i] for i in body):
-                loops.append(body)
-    return [
-        lines[loop.start : loop.stop]
-        for loop in loops
-        if not any(
-            other is not loop and loop.start <= other.start and other.stop <= loop.stop
-            for other in loops
-        )
-    ]
 
 
 def hot_loop(functions: dict[str, list[str]], pattern: str, products: int) -> list[str]:
