@@ -171,13 +171,13 @@ static AGENTFORGE_INLINE void tile_pass(const TileCall& call) {
           call.first ? _mm256_setzero_si256() : _mm256_loadu_si256(carry_of(call, field, half, token));
   const uint8_t* codes = call.weights;
   const uint8_t* prefetch = call.prefetch + field * call.prefetch_step;
-  const int32_t* words = call.words;
   for (int64_t segment = 0; segment < call.groups; segment += kTileSegment) {
     __m256i narrow[2][T];
     AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
       AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) narrow[half][token] = _mm256_setzero_si256();
     const int64_t end = smaller(segment + kTileSegment, call.groups);
-    for (int64_t group = segment; group < end; ++group, codes += kGroupBytes, words += 4 * T) {
+    for (int64_t group = segment; group < end; ++group, codes += kGroupBytes) {
+      const int32_t* const words = call.words + call.offset[group];
       _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
       prefetch += 4 * call.prefetch_step;
       add_group<T, field>(narrow, codes, words);

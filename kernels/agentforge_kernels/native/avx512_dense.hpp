@@ -123,10 +123,11 @@ static void dense_tile(const TileCall& call) {
   }
   const uint8_t* weights = call.weights;
   const uint8_t* const end = weights + call.groups * kGroupBytes;
-  const int32_t* words = call.words;
+  const int32_t* offset = call.offset;
   const char* next = reinterpret_cast<const char*>(call.prefetch);
   const int64_t step = call.prefetch_step;
-  for (; weights < end; weights += kGroupBytes, words += 4 * T) {
+  for (; weights < end; weights += kGroupBytes) {
+    const int32_t* const words = call.words + *offset++;
     AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
       _mm_prefetch(next, _MM_HINT_T0);
       next += step;

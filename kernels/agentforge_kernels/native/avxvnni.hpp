@@ -120,8 +120,8 @@ static AGENTFORGE_INLINE void tile_pass(const TileCall& call) {
                                      : _mm256_loadu_si256(avx2::carry_of(call, field, half, token));
   const uint8_t* codes = call.weights;
   const uint8_t* prefetch = call.prefetch + field * call.prefetch_step;
-  const int32_t* words = call.words;
   for (int64_t group = 0; group < call.groups; ++group) {
+    const int32_t* words = call.words + call.offset[group];
     _mm_prefetch(reinterpret_cast<const char*>(prefetch), _MM_HINT_T0);
     prefetch += 4 * call.prefetch_step;
     for (int line = 0; line < 4; ++line, codes += kLineBytes, words += T) {

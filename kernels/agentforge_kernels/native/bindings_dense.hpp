@@ -32,10 +32,11 @@ class LongCall {
   PyThreadState* state_;
 };
 
-static inline DenseCall dense_call(uintptr_t panels, uintptr_t weight_scale, bool scale_per_row,
-                                   uintptr_t residual, uintptr_t output, int64_t tokens, int64_t rows,
-                                   int64_t columns, int threads) {
-  return {pointer<const uint8_t>(panels),
+static inline DenseCall dense_call(const DenseKernels& kernels, uintptr_t panels, uintptr_t weight_scale,
+                                   bool scale_per_row, uintptr_t residual, uintptr_t output, int64_t tokens,
+                                   int64_t rows, int64_t columns, int threads) {
+  return {&kernels,
+          pointer<const uint8_t>(panels),
           rows,
           columns,
           tokens,
@@ -49,7 +50,8 @@ static inline int64_t dense_linear(uintptr_t q, int64_t q_stride, uintptr_t acti
                                    uintptr_t weight_scale, bool scale_per_row, uintptr_t residual,
                                    uintptr_t output, int64_t rows, int64_t columns, int threads) {
   const LongCall long_call(tokens * rows * columns);
-  return multiply(dense_call(panels, weight_scale, scale_per_row, residual, output, tokens, rows, columns, threads),
+  return multiply(dense_call(dense_kernels(), panels, weight_scale, scale_per_row, residual, output, tokens, rows,
+                             columns, threads),
                   QuantizedInput{pointer<const int8_t>(q), q_stride, pointer<const float>(activation_scale),
                                  pointer<const int32_t>(activation_sum)});
 }
@@ -59,7 +61,8 @@ static inline int64_t dense_linear_fused(uintptr_t x, int type, uintptr_t norm_w
                                          bool scale_per_row, uintptr_t residual, uintptr_t output,
                                          int64_t rows, int64_t columns, int threads) {
   const LongCall long_call(tokens * rows * columns);
-  return multiply(dense_call(panels, weight_scale, scale_per_row, residual, output, tokens, rows, columns, threads),
+  return multiply(dense_call(dense_kernels(), panels, weight_scale, scale_per_row, residual, output, tokens, rows,
+                             columns, threads),
                   FloatInput{pointer<const void>(x), type, columns, pointer<const float>(norm_weight), epsilon});
 }
 

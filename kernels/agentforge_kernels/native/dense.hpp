@@ -1,5 +1,5 @@
-// Driver of the dense ternary matmul: splits panels and tokens over threads, blocks columns, and, in
-// the fused form, quantises where the result is used.
+// Driver of the dense matmul, ternary or int8: splits panels and tokens over threads, blocks columns, and,
+// in the fused form, quantises where the result is used.
 #pragma once
 
 #include <atomic>
@@ -11,15 +11,32 @@
 
 namespace agentforge {
 
-// Column groups in a block of a tile: 16 KB of one panel stay in the first-level cache for all tokens.
-constexpr int64_t kBlockGroups = 64;
+// Weights in a block of a tile: 16 KB of one panel stay in the first-level cache for all tokens.
+constexpr int64_t kBlockBytes = 16 << 10;
+constexpr int64_t kMostBlockGroups = kBlockBytes / kGroupBytes;
 // Above this many elements threads quantise and pack a share each and meet at a barrier; below, each
 // thread does all of it for itself, which takes less than the barrier.
 constexpr int64_t kLeastSharedElements = 16384;
 // Scratch for activations is bounded by working through so many bytes of packed tokens at a time.
 constexpr int64_t kMostPackedBytes = 32 << 20;
 
+// TileCall::offset of the dense matmul: all groups of columns, one after the other.
+struct ConsecutiveGroups {
+  int32_t offset[kMostTileTokens + 1][kMostBlockGroups] = {};  // [tokens of the tile]
+  constexpr ConsecutiveGroups() {
+    for (int tokens = 1; tokens <= kMostTileTokens; ++tokens)
+      for (int64_t group = 0; group < kMostBlockGroups; ++group)
+        offset[tokens][group] = static_cast<int32_t>(4 * tokens * group);
+  }
+};
+static constexpr ConsecutiveGroups kConsecutiveGroups{};
+
+struct TileGrid;
+struct PackedTokens;
+
+// The interface multiply_tokens() needs: BlockSparseCall (block_sparse.hpp) offers the same.
 struct DenseCall {
+  const DenseKernels* kernels;  // of the weights: ternary or int8
   const uint8_t* panels;
   int64_t rows;
   int64_t columns;
@@ -29,6 +46,16 @@ struct DenseCall {
 
   int64_t panel_count() const { return ceil_div(rows, kPanelRows); }
   int64_t groups() const { return ceil_div(columns, kGroupColumns); }
+  int64_t macs() const { return tokens * rows * columns; }
+  int64_t first_panel(int64_t part, int64_t parts) const { return part_begin(panel_count(), part, parts); }
+
+  // What else is noted about packed tokens: nothing.
+  static int64_t note_bytes(int64_t) { return 0; }
+  void note_tile(const int8_t*, int64_t, int64_t, int64_t, char*) const {}
+
+  static int64_t carry_bytes(int64_t tokens) { return tokens * kPanelRows * 4; }
+  inline void multiply_tiles(const TileGrid& grid, const PackedTokens& packed, char* carry, int64_t panel_begin,
+                             int64_t panel_end, int64_t tile_begin, int64_t tile_end) const;
 };
 
 // Activations of a dense call: quantised already, or floating and quantised on the way (fused).
@@ -63,8 +90,7 @@ class FirstBadToken {
 // ---- One token -----------------------------------------------------------------------------------
 
 static inline int matvec_threads(const DenseCall& call) {
-  return useful_threads(call.threads, call.rows * call.columns, least_macs_per_thread(call.threads),
-                        call.panel_count());
+  return useful_threads(call.threads, call.macs(), least_macs_per_thread(call.threads), call.panel_count());
 }
 
 static inline void matvec_part(const DenseKernels& kernels, const DenseCall& call, const int8_t* q,
@@ -74,7 +100,7 @@ static inline void matvec_part(const DenseKernels& kernels, const DenseCall& cal
 }
 
 static inline int64_t multiply_token(const DenseCall& call, const QuantizedInput& input) {
-  const DenseKernels& kernels = dense_kernels();
+  const DenseKernels& kernels = *call.kernels;
   fork_join(matvec_threads(call), [&](int64_t part, int64_t parts) {
     matvec_part(kernels, call, input.q, input.sum[0], input.scale[0], part, parts);
   });
@@ -84,7 +110,7 @@ static inline int64_t multiply_token(const DenseCall& call, const QuantizedInput
 // Every thread quantises the one token for itself: no second meeting, and no waiting for the first
 // thread's result to travel between caches.
 static inline int64_t multiply_token(const DenseCall& call, const FloatInput& input) {
-  const DenseKernels& kernels = dense_kernels();
+  const DenseKernels& kernels = *call.kernels;
   const int threads = matvec_threads(call);
   const int64_t padded_columns = round_up(input.columns, 64);
   const int64_t slice = padded_columns + 64;
@@ -132,39 +158,45 @@ struct PackedTokens {
   int32_t* words;
   float* scale;
   int32_t* sum;
+  char* notes;  // what DenseCall::note_tile, or that of another call, wrote
   int64_t words_per_token;
 
-  static int64_t bytes(int64_t tokens, int64_t words_per_token) {
-    return round_up(tokens * (4 * words_per_token + 8), 64) + 128;
+  static int64_t bytes(int64_t tokens, int64_t words_per_token, int64_t note_bytes) {
+    return round_up(note_bytes + tokens * (4 * words_per_token + 8), 64) + 128;
   }
 
-  PackedTokens(char* memory, int64_t tokens, int64_t count)
-      : words(reinterpret_cast<int32_t*>(memory)),
+  PackedTokens(char* memory, int64_t tokens, int64_t count, int64_t note_bytes)
+      : words(reinterpret_cast<int32_t*>(memory + note_bytes)),
         scale(reinterpret_cast<float*>(words + tokens * count)),
         sum(reinterpret_cast<int32_t*>(scale + tokens)),
+        notes(memory),
         words_per_token(count) {}
 };
 
 // Takes, or quantises, the tokens of one tile and packs them. `rows`: scratch of tile_scratch_bytes.
-static inline void pack_tile(const DenseKernels& kernels, const QuantizedInput& input, const TileGrid& grid,
-                             int64_t tile, int8_t* /*rows*/, const PackedTokens& out) {
+template <typename Call>
+static inline void pack_tile(const Call& call, const QuantizedInput& input, const TileGrid& grid, int64_t tile,
+                             int8_t* /*rows*/, const PackedTokens& out) {
   const int64_t begin = grid.first_token(tile), count = grid.first_token(tile + 1) - begin;
-  kernels.pack[count](input.q + begin * input.stride, input.stride, out.words_per_token,
-                      out.words + begin * out.words_per_token);
+  const int8_t* const q = input.q + begin * input.stride;
+  call.kernels->pack[count](q, input.stride, out.words_per_token, out.words + begin * out.words_per_token);
+  call.note_tile(q, input.stride, tile, count, out.notes);
   for (int64_t token = begin; token < begin + count; ++token) {
     out.scale[token] = input.scale[token];
     out.sum[token] = input.sum[token];
   }
 }
 
-static inline void pack_tile(const DenseKernels& kernels, const FloatInput& input, const TileGrid& grid,
-                             int64_t tile, int8_t* rows, const PackedTokens& out) {
+template <typename Call>
+static inline void pack_tile(const Call& call, const FloatInput& input, const TileGrid& grid, int64_t tile,
+                             int8_t* rows, const PackedTokens& out) {
   const int64_t begin = grid.first_token(tile), count = grid.first_token(tile + 1) - begin;
   const int64_t stride = round_up(input.columns, 64);
   for (int64_t token = begin; token < begin + count; ++token)
     out.scale[token] =
-        kernels.quantize_row(input, token, stride, rows + (token - begin) * stride, out.sum + token);
-  kernels.pack[count](rows, stride, out.words_per_token, out.words + begin * out.words_per_token);
+        call.kernels->quantize_row(input, token, stride, rows + (token - begin) * stride, out.sum + token);
+  call.kernels->pack[count](rows, stride, out.words_per_token, out.words + begin * out.words_per_token);
+  call.note_tile(rows, stride, tile, count, out.notes);
 }
 
 static inline int64_t tile_scratch_bytes(const QuantizedInput&) { return 0; }
@@ -172,64 +204,74 @@ static inline int64_t tile_scratch_bytes(const FloatInput& input) {
   return kMostTileTokens * round_up(input.columns, 64);
 }
 
+// Where tiles that take turns on a block of weights prefetch the next block: the first tiles a share each.
+struct PrefetchShares {
+  int64_t tiles;
+  int64_t step;
+
+  explicit PrefetchShares(int64_t tile_count) : tiles(smaller(tile_count, 4)), step(64 / larger(tiles, 1)) {}
+
+  void set(TileCall& call, int64_t turn, const uint8_t* next_block) const {
+    call.prefetch_step = step;
+    call.prefetch = turn < tiles ? next_block + turn * call.groups * 4 * step : call.weights;
+  }
+};
+
 // Panels [panel_begin, panel_end) times tiles [tile_begin, tile_end). Order: panel, column block,
 // tile, so that a block of weights is read from memory once; sums wait in `carry` between blocks.
-static inline void multiply_tiles(const DenseKernels& kernels, const DenseCall& call, const TileGrid& grid,
-                                  const PackedTokens& packed, int32_t* carry, int64_t panel_begin,
-                                  int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
-  const int64_t groups = call.groups();
-  const int64_t prefetching_tiles = smaller(tile_end - tile_begin, 4);
-  const int64_t prefetch_step = 64 / larger(prefetching_tiles, 1);
+inline void DenseCall::multiply_tiles(const TileGrid& grid, const PackedTokens& packed, char* carry,
+                                      int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                                      int64_t tile_end) const {
+  const int64_t block_groups = kBlockBytes / kernels->group_bytes;
+  const PrefetchShares shares(tile_end - tile_begin);
+  TileCall tile_call;
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint8_t* weights = call.panels + panel * groups * kGroupBytes;
-    for (int64_t group = 0; group < groups; group += kBlockGroups) {
-      TileCall tile_call;
-      tile_call.weights = weights + group * kGroupBytes;
-      tile_call.groups = smaller(kBlockGroups, groups - group);
+    const uint8_t* const weights = panels + panel * groups() * kernels->group_bytes;
+    tile_call.row = panel * kPanelRows;
+    for (int64_t group = 0; group < groups(); group += block_groups) {
+      tile_call.weights = weights + group * kernels->group_bytes;
+      tile_call.groups = smaller(block_groups, groups() - group);
       tile_call.first = group == 0;
-      tile_call.last = group + tile_call.groups == groups;
-      tile_call.row = panel * kPanelRows;
-      tile_call.prefetch_step = prefetch_step;
-      const uint8_t* const next_block = tile_call.weights + tile_call.groups * kGroupBytes;
+      tile_call.last = group + tile_call.groups == groups();
+      const uint8_t* const next_block = tile_call.weights + tile_call.groups * kernels->group_bytes;
       for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
         const int64_t begin = grid.first_token(tile), count = grid.first_token(tile + 1) - begin;
-        const Epilogue epilogue = call.epilogue.from_token(begin);
-        const int64_t turn = tile - tile_begin;
+        const Epilogue moved = epilogue.from_token(begin);
         tile_call.words = packed.words + begin * packed.words_per_token + group * 4 * count;
-        tile_call.carry = carry + (begin - grid.first_token(tile_begin)) * kPanelRows;
+        tile_call.offset = kConsecutiveGroups.offset[count];
+        tile_call.carry = reinterpret_cast<int32_t*>(carry) + (begin - grid.first_token(tile_begin)) * kPanelRows;
         tile_call.scale = packed.scale + begin;
         tile_call.sum = packed.sum + begin;
-        tile_call.epilogue = &epilogue;
-        tile_call.prefetch = turn < prefetching_tiles
-                                 ? next_block + turn * tile_call.groups * 4 * prefetch_step
-                                 : tile_call.weights;
-        kernels.tile[count](tile_call);
+        tile_call.epilogue = &moved;
+        shares.set(tile_call, tile - tile_begin, next_block);
+        kernels->tile[count](tile_call);
       }
     }
   }
 }
 
-template <typename Input>
-static inline int64_t multiply_tokens(const DenseCall& call, const Input& input) {
-  const DenseKernels& kernels = dense_kernels();
-  const int64_t tiles = ceil_div(call.tokens, kernels.tile_tokens);
-  const int threads = useful_threads(call.threads, call.tokens * call.rows * call.columns,
-                                     least_macs_per_thread(call.threads), call.panel_count() * tiles);
+// Call: DenseCall or BlockSparseCall. Input: QuantizedInput or FloatInput. Returns as multiply() does.
+template <typename Call, typename Input>
+static inline int64_t multiply_tokens(const Call& call, const Input& input) {
+  const int64_t tiles = ceil_div(call.tokens, call.kernels->tile_tokens);
+  const int threads = useful_threads(call.threads, call.macs(), least_macs_per_thread(call.threads),
+                                     call.panel_count() * tiles);
   const bool shared = threads > 1 && call.tokens * call.columns >= kLeastSharedElements;
   const int64_t words_per_token = 4 * call.groups();
-  const int64_t packed_bytes = PackedTokens::bytes(call.tokens, words_per_token);
-  const int64_t carry_bytes = call.tokens * kPanelRows * 4;
+  const int64_t note_bytes = call.note_bytes(tiles);
+  const int64_t packed_bytes = PackedTokens::bytes(call.tokens, words_per_token, note_bytes);
+  const int64_t carry_bytes = round_up(call.carry_bytes(call.tokens), 64);
   const int64_t rows_bytes = tile_scratch_bytes(input);
   const int64_t own_bytes = carry_bytes + rows_bytes + (shared ? 0 : packed_bytes);
   char* const memory =
       Workspace::of_this_thread().reserve((shared ? packed_bytes : 0) + threads * own_bytes);
   FirstBadToken bad;
   fork_join(threads, [&](int64_t part, int64_t parts) {
-    const TileGrid grid(call.tokens, kernels.tile_tokens, call.panel_count(), parts);
+    const TileGrid grid(call.tokens, call.kernels->tile_tokens, call.panel_count(), parts);
     char* const own = memory + (shared ? packed_bytes : 0) + part * own_bytes;
-    int32_t* const carry = reinterpret_cast<int32_t*>(own);
     int8_t* const rows = reinterpret_cast<int8_t*>(own + carry_bytes);
-    const PackedTokens packed(shared ? memory : own + carry_bytes + rows_bytes, call.tokens, words_per_token);
+    const PackedTokens packed(shared ? memory : own + carry_bytes + rows_bytes, call.tokens, words_per_token,
+                              note_bytes);
 
     const bool idle = part >= grid.panel_parts * grid.tile_parts;
     const int64_t panel_part = part % grid.panel_parts, tile_part = part / grid.panel_parts;
@@ -238,15 +280,15 @@ static inline int64_t multiply_tokens(const DenseCall& call, const Input& input)
     if (shared) {
       const int64_t end = part_begin(grid.tiles, part + 1, parts);
       for (int64_t tile = part_begin(grid.tiles, part, parts); tile < end; ++tile)
-        pack_tile(kernels, input, grid, tile, rows, packed);
+        pack_tile(call, input, grid, tile, rows, packed);
       wait_for_all(parts);
     } else if (!idle) {
       for (int64_t tile = tile_begin; tile < tile_end; ++tile)
-        pack_tile(kernels, input, grid, tile, rows, packed);
+        pack_tile(call, input, grid, tile, rows, packed);
     }
     if (idle) return;
-    multiply_tiles(kernels, call, grid, packed, carry, part_begin(grid.panels, panel_part, grid.panel_parts),
-                   part_begin(grid.panels, panel_part + 1, grid.panel_parts), tile_begin, tile_end);
+    call.multiply_tiles(grid, packed, own, call.first_panel(panel_part, grid.panel_parts),
+                        call.first_panel(panel_part + 1, grid.panel_parts), tile_begin, tile_end);
     if (panel_part == 0)
       for (int64_t token = grid.first_token(tile_begin); token < grid.first_token(tile_end); ++token)
         bad.note(token, packed.scale[token]);
@@ -283,9 +325,9 @@ static inline QuantizedInput quantize_part(const DenseKernels& kernels, const Fl
 // Threads take tokens first, so that nobody prepares what another one also does, then panels.
 template <typename Input>
 static inline int64_t multiply_all_rows(const DenseCall& call, const Input& input) {
-  const DenseKernels& kernels = dense_kernels();
+  const DenseKernels& kernels = *call.kernels;
   const int64_t tiles = ceil_div(call.tokens, kernels.matmul_tile_tokens);
-  const int threads = useful_threads(call.threads, call.tokens * call.rows * call.columns,
+  const int threads = useful_threads(call.threads, call.macs(),
                                      least_macs_per_thread(call.threads), call.panel_count() * tiles);
   const int64_t shared_bytes = quantized_bytes(input, call.tokens);
   char* const memory = Workspace::of_this_thread().reserve(shared_bytes + threads * kernels.matmul_scratch);
@@ -310,12 +352,12 @@ static inline int64_t multiply_all_rows(const DenseCall& call, const Input& inpu
   return bad.token();
 }
 
-// The dense ternary matmul. Input: QuantizedInput or FloatInput. Returns the first token whose scale is
+// The dense matmul. Input: QuantizedInput or FloatInput. Returns the first token whose scale is
 // NaN (its outputs are NaN), or kAllFinite.
 template <typename Input>
 static inline int64_t multiply(const DenseCall& call, const Input& input) {
   if (call.tokens == 1 && call.groups() <= kMostMatvecGroups) return multiply_token(call, input);
-  const DenseKernels& kernels = dense_kernels();
+  const DenseKernels& kernels = *call.kernels;
   const int64_t tile_tokens = kernels.matmul ? kernels.matmul_tile_tokens : kernels.tile_tokens;
   const int64_t most_tokens = round_up(larger(kMostPackedBytes / (16 * call.groups()), 1), tile_tokens);
   int64_t bad = kAllFinite;

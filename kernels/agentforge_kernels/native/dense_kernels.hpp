@@ -1,5 +1,5 @@
-// The slots a level of instruction set fills for quantising and for the dense ternary matmul; the
-// drivers (quantize.hpp, dense.hpp) split work over panels, tokens and threads and call them.
+// The slots a level of instruction set fills for quantising and for the dense matmul, ternary or int8;
+// the drivers (quantize.hpp, dense.hpp) split work over panels, tokens and threads and call them.
 #pragma once
 
 #include "common.hpp"
@@ -39,14 +39,15 @@ using DenseMatvec = void (*)(const uint8_t* panels, int64_t groups, const int8_t
 // A register tile: one panel times T tokens over `groups` (at most kMostMatvecGroups) groups of columns.
 // What waits in `carry` are sums of codes 0, 1, 2, so |sum| <= 256 * columns and 8 million columns are exact.
 struct TileCall {
-  const uint8_t* weights;    // first 256-byte block of this panel and column block
+  const uint8_t* weights;    // first group of this panel and column block
   int64_t groups;            // groups in this column block
-  const int32_t* words;      // activations [4 * groups][T]: four int8 of one token a word
+  const int32_t* words;      // activations [group][4][T]: four int8 of one token a word
+  const int32_t* offset;     // [groups]: words from `words` to the activations of each group of weights
   int32_t* carry;            // [T][64] int32, 64-byte aligned: sums between column blocks
   bool first;                // first column block: start from zero instead of `carry`
   bool last;                 // last column block: finish into the epilogue instead of `carry`
   const float* scale;        // [T]
-  const int32_t* sum;        // [T]
+  const int32_t* sum;        // [T], of the activations the weights of this panel meet
   const Epilogue* epilogue;  // starts at the tile's first token
   int64_t row;               // first row of the panel
   // Weights wanted next, for four prefetches a group (any address is allowed; may be ignored): the
@@ -89,6 +90,7 @@ struct DenseKernels {
   int64_t matmul_least_tokens = 0;
   int64_t matmul_tile_tokens = 0;  // tokens it takes at a time: where tokens are split among threads
   int64_t matmul_scratch = 0;      // bytes a thread
+  int64_t group_bytes = kGroupBytes;  // 64 rows x 16 columns of weights as this table's kernels read them
 };
 
 // q [tokens][stride] to words [count][tokens], any instruction set.

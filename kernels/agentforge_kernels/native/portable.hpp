@@ -65,15 +65,19 @@ struct PanelSums {
   WideLanes rows[4][kLineVectors];
 };
 
-// Adds `groups` groups of one panel to the sums of its rows (of codes times activations).
+// Adds `groups` groups of one panel to the sums of its rows (of codes times activations). Activations of
+// group i begin `unit` * place[i] bytes after q; without `place` one group after the other.
 static AGENTFORGE_INLINE void add_groups(const uint8_t* blocks, int64_t groups, const int8_t* q,
-                                         PanelSums& sums) {
+                                         const int32_t* place, int64_t unit, PanelSums& sums) {
   for (int64_t segment = 0; segment < groups; segment += kSegmentGroups) {
     const int64_t lines = 4 * smaller(kSegmentGroups, groups - segment);
     const uint8_t* const first = blocks + segment * kGroupBytes;
     LineFactors factors[kSegmentLines];
-    for (int64_t line = 0; line < lines; ++line)
-      factors[line] = spread(q + segment * kGroupColumns + line * kLineColumns);
+    for (int64_t line = 0; line < lines; ++line) {
+      const int64_t group = segment + line / 4;
+      const int64_t begin = place ? place[group] * unit : group * kGroupColumns;
+      factors[line] = spread(q + begin + line % 4 * kLineColumns);
+    }
     for (int64_t vector = 0; vector < kLineVectors; ++vector) {
       NarrowLanes fields[4] = {};
       for (int64_t line = 0; line < lines; ++line)
@@ -101,7 +105,7 @@ static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32
                    const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     PanelSums sums = {};
-    add_groups(panels + panel * groups * kGroupBytes, groups, q, sums);
+    add_groups(panels + panel * groups * kGroupBytes, groups, q, nullptr, 0, sums);
     finish_panel(epilogue, panel * kPanelRows, sums, sum, scale);
   }
 }
@@ -110,7 +114,7 @@ static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32
 static void tile(const TileCall& call) {
   PanelSums sums = {};
   if (!call.first) std::memcpy(&sums, call.carry, sizeof sums);
-  add_groups(call.weights, call.groups, reinterpret_cast<const int8_t*>(call.words), sums);
+  add_groups(call.weights, call.groups, reinterpret_cast<const int8_t*>(call.words), call.offset, 4, sums);
   if (call.last)
     finish_panel(*call.epilogue, call.row, sums, call.sum[0], call.scale[0]);
   else
