@@ -228,3 +228,45 @@ def test_too_many_columns_have_no_block_sparse_form() -> None:
     wide = pack(torch.zeros(1, MOST_COLUMNS + 1, dtype=torch.int8), 1.0)
     with pytest.raises(KernelInputError, match="^columns: "):
         to_block_sparse(wide)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 140),
+    columns=st.integers(1, 70),
+    index=st.lists(st.integers(-1, 5), max_size=6),
+    start=st.lists(st.integers(-1, 6), min_size=2, max_size=4),
+    weight=st.sampled_from([0x55, 0x55, 0x54, 0x57]),
+)
+def test_random_indices_are_an_error_or_a_matrix(
+    rows: int, columns: int, index: list[int], start: list[int], weight: int
+) -> None:
+    tiles = torch.full((len(index), 256), 0x55, dtype=torch.uint8)
+    tiles[:, 0] = weight  # column 0 of row 0 of each tile: -1, or no code at all
+    fields = (
+        tiles,
+        torch.tensor(index, dtype=torch.int32),
+        torch.tensor(start, dtype=torch.int32),
+    )
+    row_blocks, column_groups = tile_grid(rows, columns)
+    blocks_of = [index[a:b] for a, b in zip(start[:-1], start[1:], strict=True)]
+    good = (
+        len(start) == row_blocks + 1
+        and (start[0], start[-1]) == (0, len(index))
+        and start == sorted(start)
+        and all(block == sorted(set(block)) for block in blocks_of)
+        and all(0 <= group < column_groups for group in index)
+        and (weight != 0x57 or not index)
+    )
+    try:
+        sparse = BlockSparseTernary(*fields, torch.ones(1), rows, columns)
+    except KernelInputError:
+        assert not good
+        return
+    assert good
+    wanted = torch.zeros(rows, columns, dtype=torch.int8)
+    for block, groups in enumerate(blocks_of):
+        for group in groups:
+            wanted[64 * block, 16 * group] = (weight & 3) - 1
+    assert torch.equal(unpack(from_block_sparse(sparse)), wanted)
+    assert torch.equal(unpack_tiles(*fields, rows, columns), wanted)
