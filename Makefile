@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 SEED ?= 42
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench bench-kernels sanitize clean
 
 # The native extension, and CMake and Ninja where the system has none.
 NATIVE := CMakeLists.txt $(wildcard kernels/agentforge_kernels/native/*.[ch]pp)
@@ -35,6 +35,15 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.bench_training
+
+# CPU kernels beside ggml and torch; QUICK=1: four shapes, under a minute once ggml is there. It compiles
+# for some minutes, once; where it does not, the tables say that the peer is missing.
+GGML_INSTALLED := $(VENV)/.ggml-installed
+$(GGML_INSTALLED): $(INSTALLED)
+	if $(BIN)/python -m pip install --quiet -c constraints.txt llama-cpp-python; then touch $@; fi
+
+bench-kernels: $(INSTALLED) $(GGML_INSTALLED)
+	$(BIN)/python -m bench.kernels $(if $(QUICK),--quick)
 
 # The native kernels under AddressSanitizer and UBSan: every exactness test against an instrumented
 # build. Leak detection is off: it would report Python and torch.

@@ -185,7 +185,8 @@ class Ours:
 
     def _laid_out(self, case: Case, form: str) -> tuple[Tensor, ...]:
         """Weights in the order of the kernel; those of the last case when they are the same."""
-        key = (form, case.n, case.k, case.copies, case.zeros if form[:5] == "block" else 0)
+        tile_zeros = case.zeros if case.op == cases.BLOCK_SPARSE else 0
+        key = (form, case.n, case.k, case.copies, tile_zeros)
         if self._weights is None or self._weights[0] != key:
             self._weights = None
             self._weights = (key, self._lay_out(case, form))
