@@ -40,6 +40,7 @@ bench: $(INSTALLED)
 # for some minutes, once; where it does not, the tables say that the peer is missing.
 GGML_INSTALLED := $(VENV)/.ggml-installed
 $(GGML_INSTALLED): $(INSTALLED)
+	@echo "installing llama-cpp-python: its ggml compiles for some minutes"
 	if $(BIN)/python -m pip install --quiet -c constraints.txt llama-cpp-python; then touch $@; fi
 
 bench-kernels: $(INSTALLED) $(GGML_INSTALLED)
