@@ -18,7 +18,6 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from agentforge_kernels.verify.targets import TARGETS, Target
 TRITON_VERSION: str = triton.__version__
 
 TYPE_NAMES: dict[torch.dtype, str] = {
-    torch.bool: "i1",
+    torch.bool: "u1",
     torch.int8: "i8",
     torch.uint8: "u8",
     torch.int16: "i16",
@@ -121,8 +120,9 @@ def compile_case(case: KernelCase, target: str) -> CompiledCase:
         CompilationFailure: Triton, LLVM or ptxas refuse; says kernel, configuration, target, cause.
         ValueError: The case's arguments do not fit its kernel.
     """
+    _refuse_vain_promises(case)
     described = TARGETS[target]
-    gpu = _gpu_target(described)
+    gpu = gpu_target(described)
     constexprs = case.constexprs_for(target)
     arguments = case.build_checked(seed=0)
     # None is a compile-time constant in a launch as well.
@@ -134,7 +134,9 @@ def compile_case(case: KernelCase, target: str) -> CompiledCase:
     backend = make_backend(gpu)
     attributes = {
         (case.kernel.arg_names.index(name),): backend.parse_attr(letters)
-        for name, letters in _specialisation(case, described, arguments, constants)
+        for name, value in arguments.items()
+        if name not in constants
+        and (letters := specialisation(described, value, name in case.aligned))
     }
     source = ASTSource(case.kernel, signature, constexprs=constants, attrs=attributes)
     try:
@@ -144,7 +146,7 @@ def compile_case(case: KernelCase, target: str) -> CompiledCase:
     except Exception as error:
         raise CompilationFailure(
             f"{case.name} ({case.kernel.fn.__name__}, {constants}, {case.options()}) does not compile "
-            f"for {target} with Triton {TRITON_VERSION}: {type(error).__name__}: {error}"
+            f"for {target} with Triton {TRITON_VERSION}: {_causes(error)}"
         ) from error
     return CompiledCase(
         case=case.name,
@@ -158,6 +160,16 @@ def compile_case(case: KernelCase, target: str) -> CompiledCase:
     )
 
 
+def _causes(error: BaseException) -> str:
+    """An error and what led to it: Triton's own message is the line of the kernel, not the reason."""
+    found = []
+    cause: BaseException | None = error
+    while cause is not None:
+        found.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__
+    return "; because of ".join(found)
+
+
 def type_name(name: str, value: Argument) -> str:
     """Triton's name of an argument's type, as a launch with this value would have it.
 
@@ -169,7 +181,7 @@ def type_name(name: str, value: Argument) -> str:
             raise ValueError(f"{name}: no kernel takes a pointer to {value.dtype}")
         return "*" + TYPE_NAMES[value.dtype]
     if isinstance(value, bool):
-        return "i1"
+        return "u1"
     if isinstance(value, int):
         for bits in (32, 64):
             if -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
@@ -180,21 +192,25 @@ def type_name(name: str, value: Argument) -> str:
     raise ValueError(f"{name}: {value!r} is no kernel argument")
 
 
-def _gpu_target(target: Target) -> Any:
+def gpu_target(target: Target) -> Any:
+    """Triton's own description of a target."""
     if target.family == "cuda":
         return GPUTarget("cuda", target.capability, target.warp_size)
     return GPUTarget("hip", target.name, target.warp_size)
 
 
-def _specialisation(
-    case: KernelCase,
-    target: Target,
-    arguments: dict[str, Argument],
-    constants: dict[str, object],
-) -> Iterable[tuple[str, str]]:
-    for name, value in arguments.items():
-        letters = ALIGNED if name in case.aligned else ""
-        if isinstance(value, Tensor) and target.family != "cuda" and knobs.amd.use_buffer_ops:
-            letters += BELOW_TWO_GIGABYTES
-        if letters and name not in constants:
-            yield name, letters
+def specialisation(target: Target, value: Argument, aligned: bool) -> str:
+    """What a launch would note about an argument, in the letters of Triton's back ends."""
+    letters = ALIGNED if aligned else ""
+    if isinstance(value, Tensor) and target.family != "cuda" and knobs.amd.use_buffer_ops:
+        letters += BELOW_TWO_GIGABYTES
+    return letters
+
+
+def _refuse_vain_promises(case: KernelCase) -> None:
+    fixed = {parameter.name for parameter in case.kernel.params if parameter.do_not_specialize}
+    if promised := sorted(case.aligned & fixed):
+        raise ValueError(
+            f"{case.name}: {promised} are promised to be aligned, but the kernel's do_not_specialize "
+            f"keeps a launch from using that"
+        )

@@ -50,7 +50,7 @@ class KernelCase:
             results are what ``agentforge_kernels.reference`` says.
         targets: Names from ``targets.TARGETS`` this configuration ships for.
         work: For instructions a weight and the roofline; ``None`` leaves these out of the report.
-        role: Decides which absolute gates hold (``limits.absolute_failures``).
+        role: Decides which absolute gates hold (``gates.absolute_failures``).
         num_warps: Triton option.
         num_stages: Triton option.
         family_constexprs: Compile-time arguments that differ by ``Target.family``.
