@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +69,8 @@ def run(plan: Plan) -> list[Row]:
             if worker.missing is not None:
                 print(f"MISSING PEER {worker.entry.name}: {worker.missing}", file=sys.stderr)
         measured = measure(contestants, plan.cases, plan.rounds, _progress(plan, started))
+        for op in dict.fromkeys(m.case.op for m in measured if OURS not in m.seconds):
+            print(f"NOT MEASURED {op}: the extension lacks it", file=sys.stderr)
         return _rows(measured, contestants, load)
 
 
@@ -99,7 +101,7 @@ def _progress(plan: Plan, started: float) -> Callable[[Measured], None]:
     return tell
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="CPU kernels beside the fastest public ones")
     parser.add_argument("--quick", action="store_true", help="four shapes, under a minute")
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=README, help="document with the markers")
     parser.add_argument("--no-readme", action="store_true", help="leave the document alone")
     parser.add_argument("--render", action="store_true", help="README from the CSV, no run")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.render:
         table.write_readme(options.readme, read_rows(options.output or RESULTS))
         return

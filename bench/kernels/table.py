@@ -37,11 +37,11 @@ class Results:
         """Our rows of a kind, in the order measured."""
         return [row for row in self.rows if row.name == OURS and keep(row)]
 
-    def names(self, keep: Callable[[Row], bool]) -> list[str]:
-        """Peers of our rows of a kind, in the order measured, limits left out."""
+    def names(self, keep: Callable[[Row], bool], own: bool = False) -> list[str]:
+        """Peers of our rows of a kind, in the order measured: others', or other forms of ours."""
         wanted = {row.case for row in self.ours(keep)}
-        seen = [row.name for row in self.rows if row.case in wanted]
-        return [name for name in dict.fromkeys(seen) if name not in (OURS, *LIMITS)]
+        seen = [row for row in self.rows if row.case in wanted and row.name not in (OURS, *LIMITS)]
+        return list(dict.fromkeys(row.name for row in seen if (row.backend == "native") == own))
 
 
 def microseconds(value: float | None) -> str:
@@ -70,19 +70,24 @@ def grid(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) 
     return "\n".join(rows)
 
 
-def dense_table(results: Results, keep: Callable[[Row], bool], markdown: bool = False) -> str:
-    """Our time, its share of the limit, and every peer's time over ours."""
+def dense_table(results: Results, keep: Callable[[Row], bool], own: bool = False) -> str:
+    """Our time, its share of the limit, and every peer's time over ours.
+
+    ``own``: other forms of ours (levels, from Python) instead of peers, where they were measured.
+    """
+    names = results.names(keep, own)
     ours = results.ours(keep)
-    names = results.names(keep)
+    if own:
+        ours = [row for row in ours if any(results.find(*row.case, name) for name in names)]
     lines = []
     for row in ours:
         what = [f"{row.n}x{row.k}", _batch(row)]
         figures = [microseconds(row.median_us), share(row.share_of_limit)]
         lines.append([*what, *figures, *(results.ratio(row, name) for name in names)])
-    return grid(["out x in", "batch", "ours, us", "of limit", *names], lines, markdown)
+    return grid(["out x in", "batch", "ours, us", "of limit", *names], lines, markdown=False)
 
 
-def sparse_table(results: Results, op: str, markdown: bool = False) -> str:
+def sparse_table(results: Results, op: str) -> str:
     """Time of our dense kernel over that of the sparse one, by share of zeros."""
     ours = results.ours(lambda row: row.op.startswith(op))
     shapes = list(dict.fromkeys((row.n, row.k) for row in ours))
@@ -101,7 +106,7 @@ def sparse_table(results: Results, op: str, markdown: bool = False) -> str:
     header = ["zeros"]
     for n, k in shapes:
         header += [f"{n}x{k}, us", "dense"]
-    return grid(header, lines, markdown)
+    return grid(header, lines, markdown=False)
 
 
 def _batch(row: Row) -> str:
@@ -121,6 +126,9 @@ def text(rows: Sequence[Row]) -> str:
     for threads in sorted({row.threads for row in rows}):
         parts += [f"Dense, {threads} thread(s): time of the peer over ours"]
         parts += [dense_table(results, _is_dense(threads)), ""]
+        if results.names(_is_dense(threads), own=True):
+            parts += [f"Other forms of ours over ours, {threads} thread(s)"]
+            parts += [dense_table(results, _is_dense(threads), own=True), ""]
     for op, title in (
         (cases.BLOCK_SPARSE, "Block-sparse: our dense kernel over the sparse one, batch 1"),
         (cases.ACTIVATION_SPARSE, "Activation-sparse: likewise"),
@@ -154,8 +162,12 @@ def missing(rows: Sequence[Row]) -> list[str]:
     )
 
 
-README_BATCHES = (1, 16, 256)
-README_SHAPES = ((512, 512), (1536, 512), (2560, 2560), (6912, 2560), (4096, 4096))
+README_CASES = ((cases.DENSE, 1), (cases.COLD, 1), (cases.DENSE, 16), (cases.DENSE, 256))
+README_SHAPES = {
+    1: ((512, 512), (1536, 512), (2560, 2560), (6912, 2560)),
+    2: ((2560, 2560), (6912, 2560)),
+}
+"""By threads: with two, small matrices are not split."""
 README_PEERS = {
     "ggml TQ2_0": "ggml TQ2_0",
     "ggml Q4_0": "ggml Q4_0",
@@ -189,9 +201,8 @@ def readme(rows: Sequence[Row]) -> str:
 
 def _readme_table(results: Results, threads: int) -> str:
     lines = []
-    for n, k in README_SHAPES:
-        wanted = [(cases.DENSE, 1), (cases.COLD, 1), (cases.DENSE, 16), (cases.DENSE, 256)]
-        for op, m in wanted:
+    for n, k in README_SHAPES.get(threads, ()):
+        for op, m in README_CASES:
             row = results.find(op, n, k, m, threads)
             if row is None:
                 continue
