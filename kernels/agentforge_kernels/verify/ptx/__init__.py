@@ -2,8 +2,7 @@
 
 from agentforge_kernels.verify.ptx.control import Schedule
 from agentforge_kernels.verify.ptx.executor import Execution, launch
-from agentforge_kernels.verify.ptx.global_memory import Buffer
 from agentforge_kernels.verify.ptx.parser import parse
 from agentforge_kernels.verify.ptx.program import Program
 
-__all__ = ["Buffer", "Execution", "Program", "Schedule", "launch", "parse"]
+__all__ = ["Execution", "Program", "Schedule", "launch", "parse"]

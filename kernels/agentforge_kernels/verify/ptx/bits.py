@@ -1,10 +1,15 @@
-"""Bit fields, permutations and arbitrary logic: bfe, bfi, brev, prmt, lop3, shf (PTX ISA, 9.7.1, 9.7.8)."""
+"""Bit fields, permutations and logic by table: bfe, bfi, brev, prmt, lop3, shf."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from agentforge_kernels.verify.ptx.integers import bind_elementwise, shift_left, shift_right
+from agentforge_kernels.verify.ptx.integers import (
+    bind_elementwise,
+    bits_of,
+    shift_left,
+    shift_right,
+)
 from agentforge_kernels.verify.ptx.machine import Binder, Machine, kind_of, unsupported
 from agentforge_kernels.verify.ptx.program import Immediate, Instruction
 from agentforge_kernels.verify.ptx.registers import Handler
@@ -13,43 +18,45 @@ from agentforge_kernels.verify.ptx.types import UNSIGNED, Array
 
 def extract_field(a: Array, position: Array, length: Array) -> Array:
     """Bits ``position .. position + length - 1`` of ``a``, sign-extended for signed types."""
-    bits = a.dtype.itemsize * 8
-    start, count = position & np.uint32(0xFF), length & np.uint32(0xFF)
-    unsigned = UNSIGNED[a.dtype.itemsize]
-    field = shift_right(a.view(unsigned), start) & ~shift_left(
-        np.full(a.shape, np.iinfo(unsigned).max, unsigned), count
-    )
+    words = a.view(UNSIGNED[a.dtype.itemsize])
+    width = words.dtype.itemsize * 8
+    start, count = _octet(position), _octet(length)
+    inside = _low_ones(a, np.clip(width - start, 0, count))
+    field: Array = shift_right(words, start) & inside
     if a.dtype.kind == "u":
         return field
     # The sign is the field's top bit, or the value's own when the field reaches beyond it.
-    top = np.minimum(start.astype(np.int64) + count - 1, bits - 1).clip(min=0).astype(np.uint32)
-    negative = (shift_right(a.view(unsigned), top) & unsigned.type(1) == 1) & (count > 0)
-    filled = field | shift_left(
-        np.full(a.shape, np.iinfo(unsigned).max, unsigned),
-        np.minimum(count, bits - start.clip(max=bits)),
-    )
-    return np.where(negative, filled, field).view(a.dtype)
+    sign = shift_right(words, np.clip(start + count - 1, 0, width - 1)) & words.dtype.type(1)
+    return np.where((sign == 1) & (count > 0), field | ~inside, field).view(a.dtype)
+
+
+def _octet(count: Array) -> Array:
+    """The low eight bits, all that bfe and bfi read of positions and lengths."""
+    return (count & np.uint32(0xFF)).astype(np.int64)
+
+
+def _low_ones(a: Array, count: Array) -> Array:
+    """Words as wide as ``a``'s with the low ``count`` bits set."""
+    unsigned = UNSIGNED[a.dtype.itemsize]
+    return ~shift_left(np.full(a.shape, np.iinfo(unsigned).max, unsigned), count)
 
 
 def insert_field(a: Array, b: Array, position: Array, length: Array) -> Array:
     """``b`` with its bits from ``position`` replaced by the low ``length`` bits of ``a``."""
-    start, count = position & np.uint32(0xFF), length & np.uint32(0xFF)
-    ones = np.full(a.shape, np.iinfo(a.dtype).max, a.dtype)
-    mask = shift_left(~shift_left(ones, count), start)
+    start = _octet(position)
+    mask = shift_left(_low_ones(a, _octet(length)), start)
     result: Array = (shift_left(a, start) & mask) | (b & ~mask)
     return result
 
 
 def reverse_bits(a: Array) -> Array:
     """Bits in the opposite order."""
-    octets = np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1)
-    reversed_bits = np.unpackbits(octets, axis=1, bitorder="little")[:, ::-1]
-    packed = np.packbits(reversed_bits, axis=1, bitorder="little")
-    return np.ascontiguousarray(packed).view(a.dtype).reshape(-1)
+    octets = np.packbits(bits_of(a)[:, ::-1], axis=1, bitorder="little")
+    return octets.view(a.dtype)[:, 0]
 
 
 def permute_bytes(a: Array, b: Array, selector: Array) -> Array:
-    """``prmt``: each nibble of the selector picks a byte of ``b:a``; its top bit spreads the sign."""
+    """``prmt``: a nibble of the selector picks a byte of ``b:a``; its top bit spreads the sign."""
     pool = np.stack([a, b], axis=1).view(np.uint8).reshape(len(a), 8)
     rows = np.arange(len(a))
     chosen = np.empty((len(a), 4), np.uint8)
@@ -103,16 +110,14 @@ def bind_bits(instruction: Instruction, machine: Machine) -> Handler:
             lambda low, high, count: funnel_shift(low, high, count, right, wrap),
             ("b32", "b32", "b32", "u32"),
         )
-    if opcode == "lop3" and modifiers == ("b32",):
-        table = instruction.operands[-1]
-        if isinstance(table, Immediate):
-            bits = table.bits
-            return bind_elementwise(
-                instruction,
-                machine,
-                lambda a, b, c, _table: any_logic(a, b, c, bits),
-                ("b32", "b32", "b32", "b32", "b32"),
-            )
+    table = instruction.operands[-1]
+    if opcode == "lop3" and modifiers == ("b32",) and isinstance(table, Immediate):
+        return bind_elementwise(
+            instruction,
+            machine,
+            lambda a, b, c, _: any_logic(a, b, c, table.bits),
+            ("b32",) * 5,
+        )
     raise unsupported(instruction)
 
 

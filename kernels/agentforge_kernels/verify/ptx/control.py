@@ -1,12 +1,13 @@
-"""Who runs next: branches, exits, barriers, and the order in which warps take their turns.
+"""Who runs next: the order in which warps take their turns, and who waits at a barrier.
 
-Threads that stand at the same instruction run it together. Where a program branches, the part that stands
-at the *lowest* instruction runs first; parts that meet again become one. That is how compilers lay out
-code to reconverge, and how SIMT hardware before Volta behaved.
+Threads that stand at the same instruction run it together. Where a program branches, the part that
+stands at the *lowest* instruction runs first; parts that meet again become one. That is how
+compilers lay out code to reconverge, and how SIMT hardware before Volta behaved.
 
-A :class:`Schedule` says which warps may run at a time. ``TOGETHER`` runs all. ``FORWARD`` and ``BACKWARD`` run one
-warp alone until it ends or waits at a barrier, then the next (or the previous): the two extremes of what
-hardware may do, and the ones that make a missing barrier show in the results.
+A :class:`Schedule` says which warps may run at a time. ``TOGETHER`` runs all. ``FORWARD`` and
+``BACKWARD`` run one warp of a block alone until it ends or waits at a barrier, then the next (or
+the previous): the two extremes of what hardware may do, and the ones that make a missing barrier
+show in the results.
 """
 
 from __future__ import annotations
@@ -45,28 +46,31 @@ def turns_of(schedule: Schedule, threads_per_block: int, threads: int) -> list[A
 class Standing:
     """Where the running threads of one turn stand: sets of threads by instruction."""
 
-    def __init__(self, threads: Array) -> None:
-        self._at: dict[int, Array] = {0: threads}
+    def __init__(self, threads: Array, batch: int) -> None:
+        self._batch = batch
+        self._at = {0: Active(threads, batch)}
 
     def __bool__(self) -> bool:
         return bool(self._at)
 
-    def take_lowest(self) -> tuple[int, Array]:
+    def take_lowest(self) -> tuple[int, Active]:
         """Remove and return the lowest instruction and the threads that stand there."""
-        lowest = min(self._at) if len(self._at) > 1 else next(iter(self._at))
+        lowest = min(self._at)
         return lowest, self._at.pop(lowest)
 
-    def put(self, instruction: int, threads: Array) -> None:
+    def put(self, instruction: int, active: Active) -> None:
         """Let threads stand at an instruction, together with those already there."""
-        if len(threads) == 0:
+        if len(active) == 0:
             return
-        if instruction in self._at:
-            threads = np.sort(np.concatenate([self._at[instruction], threads]))
-        self._at[instruction] = threads
+        there = self._at.get(instruction)
+        if there is not None:
+            threads = np.sort(np.concatenate([there.threads, active.threads]))
+            active = Active(threads, self._batch)
+        self._at[instruction] = active
 
 
 class Barrier:
-    """``bar.sync`` of a batch of blocks: who waits, and at which instruction.
+    """``bar.sync 0`` of a batch of blocks: who waits, and at which instruction.
 
     Args:
         machine: Tells threads' blocks.
@@ -74,20 +78,17 @@ class Barrier:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._waiting_at = np.full(machine.threads, -1, np.int64)
+        blocks = int(machine.block[-1]) + 1
+        self._waiting_at = np.full((blocks, machine.threads // blocks), -1, np.int64)
 
     def arrive(self, active: Active, position: int, instruction: Instruction) -> None:
         """Threads stop here until their block has met.
 
         Raises:
-            Divergence: Part of a warp arrives (bar.sync is the aligned form: PTX ISA, 9.7.13.1).
-            UnsupportedInstruction: A barrier of some of the block's warps.
+            Divergence: Part of a warp arrives (bar.sync is the aligned form: PTX ISA, "barrier").
         """
-        numbers = [part.bits for part in instruction.operands if isinstance(part, Immediate)]
-        if numbers != [0]:
-            raise unsupported(instruction, "only barrier 0 of the whole block is known")
         require_whole_warps(active, instruction)
-        self._waiting_at[active.threads] = position
+        self._waiting_at.reshape(-1)[active.threads] = position
 
     def release(self) -> dict[int, Array]:
         """Threads of the blocks that have met, by the instruction they waited at.
@@ -96,35 +97,36 @@ class Barrier:
             Divergence: No block has met though threads wait: some ended without the barrier, or
                 warps wait at different ones.
         """
-        waiting = self._waiting_at.reshape(-1, len(self._waiting_at) // self._blocks())
-        present = (waiting >= 0).all(axis=1)
-        if not bool((waiting >= 0).any()):
+        waiting = self._waiting_at
+        complete = (waiting >= 0).all(axis=1)
+        met = complete & (waiting == waiting[:, :1]).all(axis=1)
+        if not bool(met.any()):
+            if bool(complete.any()):
+                raise Divergence("bar.sync: warps of a block wait at different barriers")
+            if bool((waiting >= 0).any()):
+                raise Divergence("bar.sync: threads of a block ended without reaching the barrier")
             return {}
-        same = (waiting == waiting[:, :1]).all(axis=1)
-        if not bool((present & same).any()):
-            raise Divergence(
-                "bar.sync: warps of a block wait at different barriers"
-                if bool(present.any())
-                else "bar.sync: threads of a block ended without reaching the barrier"
-            )
-        met = present & same
         self._machine.shared.barrier(np.nonzero(met)[0])
         threads = np.nonzero(np.repeat(met, waiting.shape[1]))[0]
-        positions = self._waiting_at[threads].copy()
-        self._waiting_at[threads] = -1
+        positions = waiting.reshape(-1)[threads]
+        waiting[met] = -1
         return {int(place): threads[positions == place] for place in np.unique(positions)}
-
-    def _blocks(self) -> int:
-        return int(self._machine.block[-1]) + 1
 
 
 def branch_target(instruction: Instruction, labels: dict[str, int]) -> int:
     """Index of the instruction behind a ``bra``'s label.
 
     Raises:
-        UnsupportedInstruction: No such label (an indirect branch).
+        UnsupportedInstruction: No such label.
     """
     name = getattr(instruction.operands[0], "name", "")
     if name not in labels:
         raise unsupported(instruction, "the label is not in the program")
     return labels[name]
+
+
+def require_whole_block_barrier(instruction: Instruction) -> None:
+    """Raise ``UnsupportedInstruction`` unless this is ``bar.sync 0`` of all threads."""
+    numbers = [part.bits for part in instruction.operands if isinstance(part, Immediate)]
+    if "sync" not in instruction.modifiers or len(instruction.operands) != 1 or numbers != [0]:
+        raise unsupported(instruction, "only bar.sync 0 of the whole block is known")

@@ -1,10 +1,12 @@
-"""cvt: between integers, floats and the packed 16-bit pairs (PTX ISA, 9.7.9.22)."""
+"""cvt: between integers, floats and packed 16-bit pairs (PTX ISA, "Data Movement: cvt")."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from agentforge_kernels.verify.ptx.floats import flush, round_to
+from agentforge_kernels.verify.ptx.floats import flush, round_to, saturate
 from agentforge_kernels.verify.ptx.machine import Binder, Machine, unsupported
 from agentforge_kernels.verify.ptx.program import Instruction
 from agentforge_kernels.verify.ptx.registers import Active, Handler
@@ -25,84 +27,82 @@ def bind_convert(instruction: Instruction, machine: Machine) -> Handler:
         UnsupportedInstruction: A rounding or a type that is not implemented.
     """
     kinds = [name for name in instruction.modifiers if name in NUMPY_TYPES]
-    options = [name for name in instruction.modifiers if name not in NUMPY_TYPES]
-    if len(kinds) != 2 or set(options) - {"rn", "ftz", "sat", *TO_INTEGER}:
+    options = {name for name in instruction.modifiers if name not in NUMPY_TYPES}
+    if len(kinds) != 2 or options - {"rn", "ftz", "sat", *TO_INTEGER}:
         raise unsupported(instruction)
     destination, source = kinds
     if destination.endswith("x2"):
         return _bind_pack(instruction, machine, destination, source, options)
-    if source.endswith("x2"):
+    if source.endswith("x2") or (source in ("s64", "u64") and destination in ("f16", "bf16")):
         raise unsupported(instruction)
     read = machine.registers.reader(instruction.operands[1], source)
     write = machine.registers.writer(instruction.operands[0], destination)
 
     def convert(active: Active) -> None:
         with np.errstate(all="ignore"):
-            write(active, convert_values(read(active), source, destination, options))
+            write(active, converted(read(active), source, destination, options))
 
     return convert
 
 
-def convert_values(values: Array, source: str, destination: str, options: list[str]) -> Array:
+def converted(values: Array, source: str, destination: str, options: set[str]) -> Array:
     """Values of one PTX type as another."""
-    if is_float(source):
-        if source == "bf16":
-            values = bfloat16_to_float32(values)
-        if "ftz" in options and source == "f32":
-            values = flush(values)
-        rounding = next((TO_INTEGER[name] for name in options if name in TO_INTEGER), None)
-        if not is_float(destination):
-            return _float_to_integer(values, destination, rounding or np.trunc)
-        if rounding is not None:
-            values = rounding(values)
-        if "sat" in options:
-            values = np.clip(np.nan_to_num(values, nan=0.0), 0.0, 1.0)
-        return round_to(values, destination)
-    if is_float(destination):
-        # 64-bit integers do not fit float64; the narrower ones do, exactly.
-        exact = values if values.dtype.itemsize == 8 else values.astype(np.float64)
-        return (
-            exact.astype(NUMPY_TYPES[destination])
-            if destination != "bf16"
-            else round_to(exact.astype(np.float64), "bf16")
-        )
-    if "sat" in options:
-        limits = np.iinfo(NUMPY_TYPES[destination])
-        return _clip_integer(values, int(limits.min), int(limits.max), NUMPY_TYPES[destination])
-    return values.astype(NUMPY_TYPES[destination])
+    if not is_float(source):
+        if is_float(destination):
+            # Narrower integers fit float64 exactly; numpy rounds 64-bit ones itself, once.
+            exact = values if values.dtype.itemsize == 8 else values.astype(np.float64)
+            return round_to(exact, destination)
+        kind = NUMPY_TYPES[destination]
+        return (_clamped(values, kind) if "sat" in options else values).astype(kind)
+    if source == "bf16":
+        values = bfloat16_to_float32(values)
+    if "ftz" in options and source == "f32":
+        values = flush(values)
+    rounding = next((TO_INTEGER[name] for name in options if name in TO_INTEGER), None)
+    if rounding is not None:
+        values = rounding(values)
+    if not is_float(destination):
+        return _to_integer(values, source, destination)
+    return round_to(saturate(values) if "sat" in options else values, destination)
 
 
-def _clip_integer(values: Array, low: int, high: int, kind: np.dtype[np.generic]) -> Array:
-    own = np.iinfo(values.dtype)
-    return values.clip(max(low, int(own.min)), min(high, int(own.max))).astype(kind)
+def _clamped(values: Array, kind: np.dtype[Any]) -> Array:
+    """Integers within the range of another integer type."""
+    own, other = np.iinfo(values.dtype), np.iinfo(kind)
+    return values.clip(max(int(other.min), int(own.min)), min(int(other.max), int(own.max)))
 
 
-def _float_to_integer(values: Array, destination: str, rounding: np.ufunc) -> Array:
-    """Rounded and clamped to the type's range; NaN is 0 (PTX ISA, 9.7.9.22, "Integer Notes")."""
+def _to_integer(values: Array, source: str, destination: str) -> Array:
+    """Whole numbers clamped to the type's range.
+
+    NaN is 0, or only the top bit with a 64-bit type on either side (PTX ISA, cvt, "Integer Notes").
+    """
     kind = NUMPY_TYPES[destination]
     limits = np.iinfo(kind)
-    wide = rounding(values.astype(np.float64))
-    wide = np.where(np.isnan(wide), 0.0, wide)
-    inside = np.clip(wide, float(limits.min), float(limits.max))
-    result = np.where(inside >= float(limits.max), 0.0, inside).astype(kind)
-    # float(max) of a 64-bit type is max + 1; the conversion of that is undefined in numpy.
-    return np.where(inside >= float(limits.max), kind.type(limits.max), result)
+    wide = values.astype(np.float64)
+    # float(max) of a 64-bit type is max + 1: compare with it, do not convert it.
+    above, below = wide >= float(limits.max), wide <= float(limits.min)
+    inside = np.where(above | below | np.isnan(wide), 0.0, wide).astype(kind)
+    result = np.where(above, kind.type(limits.max), inside)
+    result = np.where(below, kind.type(limits.min), result)
+    top_bit = source == "f64" or kind.itemsize == 8
+    not_a_number = np.array([int(top_bit) << 8 * kind.itemsize - 1], np.uint64)
+    return np.where(np.isnan(wide), not_a_number.astype(kind), result)
 
 
 def _bind_pack(
-    instruction: Instruction, machine: Machine, destination: str, source: str, options: list[str]
+    instruction: Instruction, machine: Machine, destination: str, source: str, options: set[str]
 ) -> Handler:
-    if source != "f32" or len(instruction.operands) != 3 or set(options) - {"rn"}:
+    if source != "f32" or len(instruction.operands) != 3 or options != {"rn"}:
         raise unsupported(instruction)
     element = destination.removesuffix("x2")
-    read_high = machine.registers.reader(instruction.operands[1], source)
-    read_low = machine.registers.reader(instruction.operands[2], source)
+    high, low = (machine.registers.reader(part, source) for part in instruction.operands[1:])
     write = machine.registers.writer(instruction.operands[0], "b32")
 
     def convert(active: Active) -> None:
         with np.errstate(all="ignore"):
-            halves = [round_to(read(active), element) for read in (read_low, read_high)]
-        write(active, np.stack(halves, axis=1).view(np.uint32).reshape(-1))
+            pair = round_to(np.stack([low(active), high(active)], axis=1), element)
+        write(active, pair.view(np.uint32)[:, 0])
 
     return convert
 

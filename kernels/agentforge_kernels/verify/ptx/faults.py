@@ -23,6 +23,10 @@ class Misaligned(PtxFault):
     """An access whose address is no multiple of its size."""
 
 
+class ReadOnly(PtxFault):
+    """A store to a buffer that the caller made read-only."""
+
+
 class Divergence(PtxFault):
     """A warp-wide or block-wide instruction reached by only some of the threads it needs."""
 
@@ -33,6 +37,10 @@ class UninitialisedRead(PtxFault):
 
 class Race(PtxFault):
     """Two threads touch the same memory, one of them storing, with no barrier in between."""
+
+
+class Endless(PtxFault):
+    """The program took more steps than allowed."""
 
 
 class Trap(PtxFault):

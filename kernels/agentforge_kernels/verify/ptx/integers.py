@@ -1,4 +1,4 @@
-"""Integer arithmetic and logic (PTX ISA, 9.7.1 and 9.7.8); everything wraps."""
+"""Integer arithmetic, logic and shifts; everything wraps (PTX ISA, "Integer Arithmetic")."""
 
 from __future__ import annotations
 
@@ -47,12 +47,11 @@ def bind_elementwise(
 
 def truncated_divide(a: Array, b: Array) -> Array:
     """Quotient rounded towards zero; all ones for a zero divisor (PTX leaves it open)."""
-    safe = np.where(b == 0, b.dtype.type(1), b)
-    quotient = np.floor_divide(a, safe)
-    if a.dtype.kind == "i":
-        inexact = quotient * safe != a
-        quotient = quotient + (inexact & ((a < 0) != (safe < 0))).astype(a.dtype)
-    return np.where(b == 0, ~np.zeros_like(a), quotient)
+    divisor = np.where(b == 0, b.dtype.type(1), b)
+    floor = a // divisor
+    # The floor of an inexact negative quotient is one below the truncated one.
+    up = (floor * divisor != a) & ((a < 0) != (divisor < 0))
+    return np.where(b == 0, ~np.zeros_like(a), floor + up.astype(a.dtype))
 
 
 def remainder(a: Array, b: Array) -> Array:
@@ -99,24 +98,27 @@ def shift_right(a: Array, count: Array) -> Array:
     return np.where(count >= bits, a.dtype.type(0), shifted)
 
 
+def bits_of(a: Array) -> Array:
+    """Single bits ``[threads, width]``, the lowest first."""
+    octets = np.ascontiguousarray(a)[:, None].view(np.uint8)
+    return np.unpackbits(octets, axis=1, bitorder="little")
+
+
+def count_ones(a: Array) -> Array:
+    """Bits that are set."""
+    return bits_of(a).sum(axis=1)
+
+
 def count_leading_zeros(a: Array) -> Array:
-    """Zeros above the highest set bit."""
-    bits = a.dtype.itemsize * 8
-    value, count = a.copy(), np.full(a.shape, bits, np.uint32)
-    step = bits // 2
-    while step:
-        above = value >> a.dtype.type(step)
-        has = above != 0
-        count = np.where(has, count - np.uint32(step), count)
-        value = np.where(has, above, value)
-        step //= 2
-    return count - value.astype(np.uint32)
+    """Zeros above the highest set bit; the width for 0."""
+    falling = bits_of(a)[:, ::-1]
+    return np.where(a == 0, falling.shape[1], falling.argmax(axis=1))
 
 
 def dot_four_bytes(a: Array, b: Array, c: Array) -> Array:
     """``c`` plus the sum of products of bytes: ``a`` and ``b`` are ``[threads, 4]``."""
-    total: Array = (a.astype(np.int64) * b.astype(np.int64)).sum(axis=1) + c
-    return total
+    total: Array = (a.astype(np.int32) * b.astype(np.int32)).sum(axis=1, dtype=c.dtype)
+    return total + c
 
 
 _SIMPLE: dict[str, Operation] = {
@@ -134,7 +136,6 @@ _UNARY: dict[str, Operation] = {
     "abs": lambda a: np.where(a < 0, -a, a),
     "neg": lambda a: -a,
     "not": np.invert,
-    "cnot": lambda a: (a == 0).astype(a.dtype),
 }
 
 
@@ -157,7 +158,7 @@ def bind_integer(instruction: Instruction, machine: Machine) -> Handler:
         shift = shift_left if opcode == "shl" else shift_right
         return bind_elementwise(instruction, machine, shift, (kind, kind, "u32"))
     if opcode in ("clz", "popc"):
-        count: Operation = count_leading_zeros if opcode == "clz" else np.bitwise_count
+        count: Operation = count_leading_zeros if opcode == "clz" else count_ones
         return bind_elementwise(instruction, machine, count, ("u32", kind))
     if opcode == "dp4a":
         return _bind_dp4a(instruction, machine)
@@ -191,7 +192,7 @@ def _bind_multiply(instruction: Instruction, machine: Machine, kind: str) -> Han
 def _bind_dp4a(instruction: Instruction, machine: Machine) -> Handler:
     byte = {"s32": np.int8, "u32": np.uint8}
     left, right = (byte[kind] for kind in instruction.modifiers)
-    result = "u32" if instruction.modifiers == ("u32", "u32") else "s32"
+    result = "s32" if "s32" in instruction.modifiers else "u32"
 
     def operation(a: Array, b: Array, c: Array) -> Array:
         return dot_four_bytes(

@@ -1,4 +1,4 @@
-"""What an instruction may touch: registers, memories, and where each thread stands."""
+"""What an instruction may touch, and questions every instruction asks about itself."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from agentforge_kernels.verify.ptx.program import (
     Address,
     Immediate,
     Instruction,
+    Operand,
     Register,
     Symbol,
     Vector,
@@ -24,6 +25,7 @@ from agentforge_kernels.verify.ptx.shared_memory import SharedMemory
 from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, Array
 
 WARP = 32
+FULL_MASK = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +54,19 @@ class Machine:
     warp: Array
     lane: Array
 
-    def address_reader(self, operand: object) -> Reader:
-        """Addresses (uint64) of an ``[base + offset]`` operand."""
+    def address_reader(self, operand: Operand) -> Reader:
+        """Addresses (int64) of an ``[base + offset]`` operand."""
         if not isinstance(operand, Address):
             raise UnsupportedInstruction(f"{operand} is no address")
         base: Register | Symbol | Immediate = operand.base
-        narrow = True
-        if isinstance(base, Register):
-            narrow = self.registers.words(base.name).dtype.itemsize == 4
-        read = self.registers.reader(base, "u32" if narrow else "u64")
+        wide = isinstance(base, Register) and self.registers.words(base.name).dtype.itemsize == 8
+        read = self.registers.reader(base, "u64" if wide else "u32")
         offset = np.int64(operand.offset)
-        return lambda active: (read(active).astype(np.int64) + offset).astype(np.uint64)
+        return lambda active: read(active).astype(np.int64) + offset
 
 
 Binder: TypeAlias = Callable[[Instruction, Machine], Handler]
+"""Turns an instruction into the numpy function that executes it."""
 
 
 def kind_of(instruction: Instruction) -> str:
@@ -79,12 +80,12 @@ def kind_of(instruction: Instruction) -> str:
 def space_of(instruction: Instruction) -> str:
     """``global`` or ``shared``, whichever the instruction names."""
     for modifier in instruction.modifiers:
-        if modifier.split("::")[0] in ("global", "shared"):
-            return modifier.split("::")[0]
-    raise unsupported(instruction, "generic addresses are not known")
+        if modifier in ("global", "shared", "shared::cta"):
+            return modifier.removesuffix("::cta")
+    raise unsupported(instruction, "generic and cluster addresses are not known")
 
 
-def elements_of(operand: object) -> tuple[Register | Immediate | Symbol, ...]:
+def elements_of(operand: Operand) -> tuple[Register | Immediate | Symbol, ...]:
     """The parts of a vector operand; a plain operand is its own only part."""
     if isinstance(operand, Vector):
         return operand.elements
@@ -94,11 +95,8 @@ def elements_of(operand: object) -> tuple[Register | Immediate | Symbol, ...]:
 
 
 def unsupported(instruction: Instruction, why: str = "") -> UnsupportedInstruction:
-    """The error for an instruction that the executor does not know."""
-    reason = f" ({why})" if why else ""
-    return UnsupportedInstruction(
-        f"PTX instruction {instruction.mnemonic}{reason}, line {instruction.line}: {instruction.text}"
-    )
+    """The error for an instruction, or a form of one, that the executor does not know."""
+    return UnsupportedInstruction(f"{instruction.mnemonic} is not known{': ' * bool(why)}{why}")
 
 
 def require_whole_warps(active: Active, instruction: Instruction) -> None:
@@ -106,13 +104,26 @@ def require_whole_warps(active: Active, instruction: Instruction) -> None:
     if active.everyone:
         return
     threads = active.threads
-    whole = len(threads) % WARP == 0
-    if whole:
-        rows = threads.reshape(-1, WARP)
-        whole = bool(
-            (rows[:, 0] % WARP == 0).all() and (rows[:, -1] - rows[:, 0] == WARP - 1).all()
-        )
-    if not whole:
-        raise Divergence(
-            f"{instruction.mnemonic}, line {instruction.line}: reached by part of a warp only"
-        )
+    # Ascending numbers make a whole warp where a row's ends are its first and last lane.
+    if len(threads) % WARP == 0:
+        ends = threads.reshape(-1, WARP)[:, [0, -1]]
+        if bool(((ends[:, 0] % WARP == 0) & (ends[:, 1] == ends[:, 0] + WARP - 1)).all()):
+            return
+    raise Divergence(f"{instruction.mnemonic} reached by part of a warp only")
+
+
+def whole_warp_check(instruction: Instruction, mask: Operand, machine: Machine) -> Handler:
+    """A check to run with a ``.sync`` instruction: all threads of the warp, named by its mask.
+
+    Raises:
+        Divergence: (from the check) part of a warp is here.
+        UnsupportedInstruction: (from the check) a mask of some of the threads.
+    """
+    read_mask = machine.registers.reader(mask, "b32")
+
+    def check(active: Active) -> None:
+        require_whole_warps(active, instruction)
+        if bool((read_mask(active) != FULL_MASK).any()):
+            raise unsupported(instruction, "only the mask of all 32 threads is known")
+
+    return check

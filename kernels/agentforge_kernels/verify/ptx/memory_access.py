@@ -14,7 +14,7 @@ from agentforge_kernels.verify.ptx.machine import (
 )
 from agentforge_kernels.verify.ptx.program import Address, Immediate, Instruction, Symbol
 from agentforge_kernels.verify.ptx.registers import Active, Handler
-from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, UNSIGNED, Array, reinterpret
+from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, low_bits
 
 
 def bind_load(instruction: Instruction, machine: Machine) -> Handler:
@@ -24,29 +24,17 @@ def bind_load(instruction: Instruction, machine: Machine) -> Handler:
     space, kind = space_of(instruction), kind_of(instruction)
     numpy_kind = NUMPY_TYPES[kind]
     read_address = machine.address_reader(instruction.operands[1])
-    writers = [
-        machine.registers.writer(part, kind) for part in elements_of(instruction.operands[0])
-    ]
-    size = numpy_kind.itemsize * len(writers)
+    parts = elements_of(instruction.operands[0])
+    writers = [machine.registers.writer(part, kind) for part in parts]
 
     def load(active: Active) -> None:
         addresses = read_address(active)
         if space == "global":
-            offsets = machine.global_memory.locate(addresses, size)
-            values = [
-                machine.global_memory.load(offsets + number * numpy_kind.itemsize, numpy_kind)
-                for number in range(len(writers))
-            ]
+            values = machine.global_memory.load(addresses, numpy_kind, len(writers))
         else:
-            blocks = machine.block[active.index]
-            offsets = machine.shared.locate(addresses, blocks, size)
-            machine.shared.before_read(offsets, machine.warp[active.index], blocks, size)
-            values = [
-                machine.shared.load(offsets + number * numpy_kind.itemsize, numpy_kind)
-                for number in range(len(writers))
-            ]
-        for write, value in zip(writers, values, strict=True):
-            write(active, value)
+            values = machine.shared.load(addresses, active.index, numpy_kind, len(writers))
+        for number, write in enumerate(writers):
+            write(active, values[:, number])
 
     return load
 
@@ -54,41 +42,22 @@ def bind_load(instruction: Instruction, machine: Machine) -> Handler:
 def bind_store(instruction: Instruction, machine: Machine) -> Handler:
     """``st{.space}{.vec}.type [a], b``."""
     space, kind = space_of(instruction), kind_of(instruction)
-    numpy_kind = NUMPY_TYPES[kind]
     read_address = machine.address_reader(instruction.operands[0])
-    readers = [
-        machine.registers.reader(part, kind) for part in elements_of(instruction.operands[1])
-    ]
-    size = numpy_kind.itemsize * len(readers)
+    parts = elements_of(instruction.operands[1])
+    readers = [machine.registers.reader(part, kind) for part in parts]
 
     def store(active: Active) -> None:
-        values = [np.ascontiguousarray(read(active)) for read in readers]
+        values = np.stack([read(active) for read in readers], axis=1)
         if space == "global":
-            offsets = machine.global_memory.locate(read_address(active), size)
-            for number, value in enumerate(values):
-                machine.global_memory.store(offsets + number * numpy_kind.itemsize, value)
-            return
-        store_shared(machine, active, read_address(active), values)
+            machine.global_memory.store(read_address(active), values)
+        else:
+            machine.shared.store(read_address(active), active.index, values)
 
     return store
 
 
-def store_shared(machine: Machine, active: Active, addresses: Array, values: list[Array]) -> None:
-    """Checked store of consecutive ``values`` (one array an element) to shared memory."""
-    size = values[0].dtype.itemsize
-    blocks = machine.block[active.index]
-    offsets = machine.shared.locate(addresses, blocks, size * len(values))
-    data = np.stack(values, axis=1).view(np.uint8).reshape(len(active), -1)
-    machine.shared.before_write(
-        offsets, machine.warp[active.index], blocks, size * len(values), data
-    )
-    for number, value in enumerate(values):
-        machine.shared.store(offsets + number * size, value)
-
-
 def _bind_parameter_load(instruction: Instruction, machine: Machine) -> Handler:
-    kind = kind_of(instruction)
-    address = instruction.operands[1]
+    address, kind = instruction.operands[1], kind_of(instruction)
     parts = elements_of(instruction.operands[0])
     if (
         not isinstance(address, Address)
@@ -99,69 +68,79 @@ def _bind_parameter_load(instruction: Instruction, machine: Machine) -> Handler:
     ):
         raise unsupported(instruction, "only whole scalar parameters are known")
     bits = np.array([machine.parameters[address.base.name]], np.uint64)
-    numpy_kind = NUMPY_TYPES[kind]
-    value = reinterpret(bits.view(UNSIGNED[8]), numpy_kind)
+    value = low_bits(bits, NUMPY_TYPES[kind])
     write = machine.registers.writer(parts[0], kind)
-    return lambda active: write(active, np.repeat(value, len(active)))
+    return lambda active: write(active, value)
 
 
 def bind_asynchronous_copy(instruction: Instruction, machine: Machine) -> Handler:
     """``cp.async.{ca,cg}.shared.global [dst], [src], size{, source size}`` and its group commands.
 
-    With a source size below ``size`` the rest of the destination is zero; a source size of 0 reads
-    nothing, so its address may be anything.
+    A source size of 0 reads nothing, so its address may be anything, and fills with zeros.
     """
-    modifiers = instruction.modifiers
-    if not modifiers or modifiers[0] != "async" or "bulk" in modifiers or "mbarrier" in modifiers:
-        raise unsupported(instruction)
-    if modifiers[1] == "commit_group":
+    mode = instruction.modifiers[:2]
+    if mode == ("async", "commit_group"):
         return lambda active: machine.copies.commit(active.threads)
-    if modifiers[1] in ("wait_group", "wait_all"):
-        newest = 0
-        if modifiers[1] == "wait_group":
-            operand = instruction.operands[0]
-            if not isinstance(operand, Immediate):
-                raise unsupported(instruction, "the number of groups is no constant")
-            newest = operand.bits
+    if mode == ("async", "wait_group"):
+        newest = instruction.operands[0]
+        if not isinstance(newest, Immediate):
+            raise unsupported(instruction, "the number of groups is no constant")
+        return lambda active: machine.copies.wait(active.threads, newest.bits)
+    if mode == ("async", "wait_all"):
 
-        def wait(active: Active) -> None:
-            if modifiers[1] == "wait_all":
-                machine.copies.commit(active.threads)
-            machine.copies.wait(active.threads, newest)
+        def wait_all(active: Active) -> None:
+            machine.copies.commit(active.threads)
+            machine.copies.wait(active.threads, 0)
 
-        return wait
-    return _bind_copy(instruction, machine)
+        return wait_all
+    if mode in (("async", "ca"), ("async", "cg")):
+        return _bind_copy(instruction, machine)
+    raise unsupported(instruction)
 
 
 def _bind_copy(instruction: Instruction, machine: Machine) -> Handler:
-    size_operand = instruction.operands[2]
-    if not isinstance(size_operand, Immediate) or size_operand.bits not in (4, 8, 16):
-        raise unsupported(instruction, "the size is not 4, 8 or 16")
-    size = size_operand.bits
+    size = copy_size(instruction)
     hinted = any("cache_hint" in modifier for modifier in instruction.modifiers)
     extra = instruction.operands[3 : len(instruction.operands) - hinted]
     read_destination = machine.address_reader(instruction.operands[0])
     read_source = machine.address_reader(instruction.operands[1])
-    read_size = machine.registers.reader(extra[0] if extra else size_operand, "u32")
+    read_size = machine.registers.reader(extra[0] if extra else Immediate(size), "u32")
 
     def copy(active: Active) -> None:
-        offsets = machine.shared.locate(read_destination(active), machine.block[active.index], size)
         wanted = read_size(active)
-        data = np.zeros((len(active), size), np.uint8)
-        reading = wanted > 0
+        reading = wanted != 0
         if bool((wanted[reading] != size).any()):
             raise unsupported(instruction, "a source size other than 0 and the whole")
-        source = machine.global_memory.locate(read_source(active)[reading], size)
-        for byte in range(0, size, 4):
-            words = machine.global_memory.load(source + byte, np.dtype(np.uint32))
-            data[reading, byte : byte + 4] = words.view(np.uint8).reshape(-1, 4)
-        machine.copies.issue(active.threads, offsets, data)
+        data = np.zeros((len(active), size // 4), np.uint32)
+        source = read_source(active)[reading]
+        data[reading] = machine.global_memory.load(source, data.dtype, size // 4)
+        machine.copies.issue(active.threads, read_destination(active), data.view(np.uint8))
 
     return copy
 
 
+def copy_size(instruction: Instruction) -> int:
+    """Bytes a thread copies with a ``cp.async``."""
+    size = instruction.operands[2]
+    if not isinstance(size, Immediate) or size.bits not in (4, 8, 16):
+        raise unsupported(instruction, "the size is not 4, 8 or 16")
+    return size.bits
+
+
+def shared_access_size(instruction: Instruction) -> int | None:
+    """Bytes a thread touches in shared memory at a time; ``None`` if it touches none."""
+    if not any(name.split("::")[0] == "shared" for name in instruction.modifiers):
+        return None
+    if instruction.opcode == "cp":
+        return copy_size(instruction)
+    if instruction.opcode in ("ld", "st"):
+        value = instruction.operands[0 if instruction.opcode == "ld" else 1]
+        return len(elements_of(value)) * NUMPY_TYPES[kind_of(instruction)].itemsize
+    return 16  # ldmatrix and stmatrix: a row of eight 16-bit elements
+
+
 def bind_nothing(instruction: Instruction, machine: Machine) -> Handler:
-    """Hints and fences: every access of this executor is in order already."""
+    """Fences: every access of this executor is in order already."""
     return lambda active: None
 
 
@@ -171,24 +150,11 @@ def bind_create_policy(instruction: Instruction, machine: Machine) -> Handler:
     return lambda active: write(active, np.zeros(len(active), np.uint64))
 
 
-def bind_convert_address(instruction: Instruction, machine: Machine) -> Handler:
-    """``cvta.to.global`` and ``cvta.global``: generic and global addresses are the same numbers."""
-    if "global" not in instruction.modifiers:
-        raise unsupported(instruction, "only global addresses have a generic form here")
-    kind = kind_of(instruction)
-    read = machine.registers.reader(instruction.operands[1], kind)
-    write = machine.registers.writer(instruction.operands[0], kind)
-    return lambda active: write(active, read(active))
-
-
 BINDERS: dict[str, Binder] = {
     "ld": bind_load,
     "st": bind_store,
     "cp": bind_asynchronous_copy,
-    "cvta": bind_convert_address,
     "createpolicy": bind_create_policy,
-    "prefetch": bind_nothing,
     "fence": bind_nothing,
     "membar": bind_nothing,
-    "griddepcontrol": bind_nothing,
 }

@@ -13,13 +13,13 @@ from agentforge_kernels.verify.ptx.machine import (
     kind_of,
     unsupported,
 )
-from agentforge_kernels.verify.ptx.program import Instruction, Pair, Vector
+from agentforge_kernels.verify.ptx.program import Instruction, Operand, Pair, Vector
 from agentforge_kernels.verify.ptx.registers import Active, Handler
-from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, UNSIGNED, Array, bfloat16_to_float32
+from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, Array, bfloat16_to_float32, is_float
 
 
 def bind_move(instruction: Instruction, machine: Machine) -> Handler:
-    """``mov``: a copy, or packing ``{a, b}`` into a wider register and back (PTX ISA, 9.7.9.3)."""
+    """``mov``: a copy, or packing ``{a, b}`` into a wider register, or the reverse."""
     kind = kind_of(instruction)
     destination, source = instruction.operands
     if isinstance(source, Vector):
@@ -32,21 +32,20 @@ def bind_move(instruction: Instruction, machine: Machine) -> Handler:
 
 
 def _part_kind(instruction: Instruction, vector: Vector, kind: str) -> str:
-    bits = NUMPY_TYPES[kind].itemsize * 8 // len(vector.elements)
-    if f"b{bits}" not in NUMPY_TYPES:
+    part = f"b{NUMPY_TYPES[kind].itemsize * 8 // len(vector.elements)}"
+    if part not in NUMPY_TYPES:
         raise unsupported(instruction)
-    return f"b{bits}"
+    return part
 
 
 def _bind_pack(instruction: Instruction, machine: Machine, source: Vector, kind: str) -> Handler:
     part = _part_kind(instruction, source, kind)
     readers = [machine.registers.reader(element, part) for element in source.elements]
     write = machine.registers.writer(instruction.operands[0], kind)
-    wide = UNSIGNED[NUMPY_TYPES[kind].itemsize]
 
     def pack(active: Active) -> None:
         parts = np.stack([read(active) for read in readers], axis=1)
-        write(active, np.ascontiguousarray(parts).view(wide).reshape(-1).view(NUMPY_TYPES[kind]))
+        write(active, parts.view(NUMPY_TYPES[kind])[:, 0])
 
     return pack
 
@@ -59,8 +58,7 @@ def _bind_unpack(
     writers = [machine.registers.writer(element, part) for element in destination.elements]
 
     def unpack(active: Active) -> None:
-        words = np.ascontiguousarray(read(active))
-        parts = words.view(NUMPY_TYPES[part]).reshape(len(active), -1).copy()
+        parts = np.array(read(active))[:, None].view(NUMPY_TYPES[part])
         for number, write in enumerate(writers):
             write(active, parts[:, number])
 
@@ -82,15 +80,9 @@ def bind_select(instruction: Instruction, machine: Machine) -> Handler:
 
 Comparison = Callable[[Array, Array], Array]
 
-
-def _unordered(compare: Comparison) -> Comparison:
-    return lambda a, b: compare(a, b) | np.isnan(a) | np.isnan(b)
-
-
 COMPARISONS: dict[str, Comparison] = {
     "eq": np.equal,
-    # IEEE: NaN differs from everything, but PTX's ordered ``ne`` is false for NaN.
-    "ne": lambda a, b: np.not_equal(a, b) & (a == a) & (b == b),
+    "ne": np.not_equal,
     "lt": np.less,
     "le": np.less_equal,
     "gt": np.greater,
@@ -99,16 +91,26 @@ COMPARISONS: dict[str, Comparison] = {
     "ls": np.less_equal,
     "hi": np.greater,
     "hs": np.greater_equal,
-    "equ": _unordered(np.equal),
-    "neu": _unordered(np.not_equal),
-    "ltu": _unordered(np.less),
-    "leu": _unordered(np.less_equal),
-    "gtu": _unordered(np.greater),
-    "geu": _unordered(np.greater_equal),
-    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
-    "nan": lambda a, b: np.isnan(a) | np.isnan(b),
 }
-"""Comparison operators of ``setp`` (PTX ISA, 9.3.1)."""
+
+
+def _either_nan(a: Array, b: Array) -> Array:
+    return np.isnan(a) | np.isnan(b)
+
+
+def _unordered(compare: Comparison) -> Comparison:
+    return lambda a, b: compare(a, b) | _either_nan(a, b)
+
+
+FLOAT_COMPARISONS: dict[str, Comparison] = {
+    **{name: COMPARISONS[name] for name in ("eq", "lt", "le", "gt", "ge")},
+    # NaN differs from everything in IEEE 754, but PTX's ordered ``ne`` is false for it.
+    "ne": lambda a, b: np.not_equal(a, b) & ~_either_nan(a, b),
+    **{f"{name}u": _unordered(COMPARISONS[name]) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "num": lambda a, b: ~_either_nan(a, b),
+    "nan": _either_nan,
+}
+"""Comparison operators of ``setp`` on floats (PTX ISA, "Floating Point Comparisons")."""
 
 COMBINATIONS: dict[str, Comparison] = {
     "and": np.logical_and,
@@ -120,24 +122,22 @@ COMBINATIONS: dict[str, Comparison] = {
 def bind_compare(instruction: Instruction, machine: Machine) -> Handler:
     """``setp.cmp{.bool}.type p|q, a, b{, c}``; ``q`` gets the negated comparison."""
     kind = kind_of(instruction)
-    modifiers = [name for name in instruction.modifiers if name not in ("ftz", kind)]
-    if modifiers[0] not in COMPARISONS or kind.endswith("x2"):
+    comparison, *combination = (name for name in instruction.modifiers if name not in ("ftz", kind))
+    known = FLOAT_COMPARISONS if is_float(kind) else COMPARISONS
+    if comparison not in known or kind.endswith("x2"):
         raise unsupported(instruction)
-    compare = COMPARISONS[modifiers[0]]
-    combine = COMBINATIONS[modifiers[1]] if len(modifiers) > 1 else None
-    read_a = machine.registers.reader(instruction.operands[1], kind)
-    read_b = machine.registers.reader(instruction.operands[2], kind)
-    read_c = machine.registers.reader(instruction.operands[3], "pred") if combine else None
-    target = instruction.operands[0]
-    both = (target.first, target.second) if isinstance(target, Pair) else elements_of(target)
-    writers = [machine.registers.writer(register, "pred") for register in both]
-    ordered_kind = _compared_as(kind)
+    compare = known[comparison]
+    combine = COMBINATIONS[combination[0]] if combination else None
+    destination, *sources = instruction.operands
+    read_a, read_b = (machine.registers.reader(operand, kind) for operand in sources[:2])
+    read_c = machine.registers.reader(sources[2], "pred") if combine else None
+    writers = [machine.registers.writer(register, "pred") for register in _both(destination)]
 
     def compare_values(active: Active) -> None:
         a, b = read_a(active), read_b(active)
         if kind == "bf16":
             a, b = bfloat16_to_float32(a), bfloat16_to_float32(b)
-        result = compare(a.view(ordered_kind), b.view(ordered_kind))
+        result = compare(a, b)
         results = [result, ~result]
         if combine is not None and read_c is not None:
             third = read_c(active)
@@ -148,8 +148,10 @@ def bind_compare(instruction: Instruction, machine: Machine) -> Handler:
     return compare_values
 
 
-def _compared_as(kind: str) -> np.dtype[np.generic]:
-    return np.dtype(np.float32) if kind == "bf16" else NUMPY_TYPES[kind]
+def _both(destination: Operand) -> tuple[Operand, ...]:
+    if isinstance(destination, Pair):
+        return destination.first, destination.second
+    return elements_of(destination)
 
 
 BINDERS: dict[str, Binder] = {"mov": bind_move, "selp": bind_select, "setp": bind_compare}

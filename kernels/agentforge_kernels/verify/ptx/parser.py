@@ -1,8 +1,9 @@
 """Reads the PTX text that Triton (LLVM's NVPTX backend) writes.
 
-Grammar: PTX ISA, chapters 4 and 5 (https://docs.nvidia.com/cuda/parallel-thread-execution/). One kernel
-a text. Debug directives (``.loc``, ``.file``, ``.section``) are skipped; a statement with an opcode the
-executor does not know still parses: it fails when it is about to be executed.
+Grammar: PTX ISA, chapters "Syntax" and "State Spaces, Types, and Variables"
+(https://docs.nvidia.com/cuda/parallel-thread-execution/). One kernel a text. Debug directives
+(``.loc``, ``.file``, ``.section``) are skipped. A statement with an opcode the executor does not
+know parses; ``launch`` refuses it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ from agentforge_kernels.verify.ptx.program import (
 _ENTRY = re.compile(
     r"\.entry\s+([\w$]+)\s*\((?P<parameters>.*?)\)(?P<attributes>[^{]*)\{", re.DOTALL
 )
-_SHARED = re.compile(r"\.shared\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;")
+_SHARED = re.compile(r"\.shared\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)\s*(?:\[(\d*)\])?\s*;")
 _PARAMETER = re.compile(r"\.param\s+\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+(?:\d+\s+)?)*)?([\w$]+)")
 _THREADS = re.compile(r"\.(?:reqntid|maxntid)\s+(\d+)")
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)")
+_REGISTER_RANGE = re.compile(r"(%?[\w$]+)<(\d+)>")
 _LABEL = re.compile(r"([$\w]+)\s*:(?!:)")
-_STATEMENT = re.compile(r"(?:@(!?)(%[\w$]+)\s+)?([a-z][\w:]*(?:\.[\w:]+)*)(?:\s+(.*))?$", re.DOTALL)
+_STATEMENT = re.compile(r"(?:@(!?)(%?[\w$]+)\s+)?([a-z][\w:]*(?:\.[\w:]+)*)(?:\s+(.*))?$")
+_OPERANDS = re.compile(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+")
+_ADDRESS = re.compile(r"([%$\w.]+)\s*(?:([+-])\s*(-?\w+))?")
+_INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|0[bB][01]+|0|[1-9]\d*)U?")
+_FLOAT = re.compile(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})")
 _SKIPPED_LINES = re.compile(r"^[ \t]*\.(?:loc|file|section|pragma)\b.*$", re.MULTILINE)
 _COMMENTS = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
@@ -54,52 +60,38 @@ def parse(ptx: str) -> Program:
     threads = _THREADS.search(entry["attributes"])
     if threads is None:
         raise PtxSyntaxError(f"{entry[1]}: neither .reqntid nor .maxntid")
-    parameters = tuple(
-        Parameter(name, kind) for kind, name in _PARAMETER.findall(entry["parameters"])
-    )
-    end = _closing_brace(text, entry.end())
 
     registers: dict[str, str] = {}
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
+    body = text[entry.end() : _closing_brace(text, entry.end())]
     line = text.count("\n", 0, entry.end()) + 1
-    for raw in text[entry.end() : end].split(";"):
-        statement, line_here = raw, line
+    for raw in body.split(";"):
+        statement, statement_line = raw, line
         line += raw.count("\n")
-        while True:
+        while True:  # labels in front of the statement
             stripped = statement.lstrip(" \t\r\n{}")
-            line_here += statement[: len(statement) - len(stripped)].count("\n")
-            statement = stripped
-            label = _LABEL.match(statement)
+            statement_line += statement[: len(statement) - len(stripped)].count("\n")
+            label = _LABEL.match(stripped)
             if label is None:
                 break
             labels[label[1]] = len(instructions)
-            statement = statement[label.end() :]
-        statement = " ".join(statement.split())
-        if not statement:
-            continue
+            statement = stripped[label.end() :]
+        statement = " ".join(stripped.split())
         if statement.startswith("."):
-            _declare(statement, registers)
-        else:
-            instructions.append(_instruction(statement, line_here))
-    sized = {
-        name: int(count) * _bytes_of(kind) for kind, name, count in _SHARED.findall(text) if count
-    }
-    sized |= {
-        name: _bytes_of(kind)
-        for kind, name, count in _SHARED.findall(text)
-        if not count and f"{name}[" not in text
-    }
-    symbols = tuple(dict.fromkeys(name for _, name, _ in _SHARED.findall(text)))
+            registers.update(_declared(statement, statement_line))
+        elif statement:
+            instructions.append(_instruction(statement, statement_line))
     return Program(
-        entry[1],
-        parameters,
-        int(threads[1]),
-        registers,
-        sized,
-        symbols,
-        tuple(instructions),
-        labels,
+        name=entry[1],
+        parameters=tuple(
+            Parameter(name, kind) for kind, name in _PARAMETER.findall(entry["parameters"])
+        ),
+        threads=int(threads[1]),
+        registers=registers,
+        shared=_shared_variables(text),
+        instructions=tuple(instructions),
+        labels=labels,
     )
 
 
@@ -117,24 +109,27 @@ def _closing_brace(text: str, start: int) -> int:
     raise PtxSyntaxError("the kernel's body is not closed")
 
 
-def _bytes_of(kind: str) -> int:
-    return int(re.sub(r"\D", "", kind)) // 8
+def _shared_variables(text: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for variable in _SHARED.finditer(text):
+        kind, name, count = variable.groups()
+        elements = 1 if count is None else int(count or 0)
+        sizes[name] = elements * int(re.sub(r"\D", "", kind)) // 8
+    return sizes
 
 
-def _declare(statement: str, registers: dict[str, str]) -> None:
+def _declared(statement: str, line: int) -> dict[str, str]:
+    """Type by name of the registers that a ``.reg`` directive declares."""
     match = _REGISTERS.match(statement)
     if match is None:
-        if statement.startswith((".shared", ".extern", ".branchtargets", ".callprototype")):
-            return
-        raise PtxSyntaxError(f"directive not understood: {statement}")
-    kind = match[1]
+        raise PtxSyntaxError(f"line {line}: directive not understood: {statement}")
+    found: dict[str, str] = {}
     for item in match[2].split(","):
         name = item.strip()
-        ranged = re.fullmatch(r"(%?[\w$]+)<(\d+)>", name)
-        if ranged is None:
-            registers[name] = kind
-        else:
-            registers.update({f"{ranged[1]}{number}": kind for number in range(int(ranged[2]))})
+        ranged = _REGISTER_RANGE.fullmatch(name)
+        names = [name] if ranged is None else [f"{ranged[1]}{n}" for n in range(int(ranged[2]))]
+        found.update(dict.fromkeys(names, match[1]))
+    return found
 
 
 def _instruction(statement: str, line: int) -> Instruction:
@@ -144,23 +139,16 @@ def _instruction(statement: str, line: int) -> Instruction:
     negated, predicate, mnemonic, rest = match.groups()
     opcode, *modifiers = mnemonic.split(".")
     guard = Guard(predicate, negated == "!") if predicate else None
-    operands = tuple(_operand(part, line) for part in _split_operands(rest or ""))
+    parts = [part.strip() for part in _OPERANDS.findall(rest or "") if part.strip()]
+    operands = tuple(_operand(part, line) for part in parts)
     return Instruction(opcode, tuple(modifiers), operands, guard, line, statement)
-
-
-def _split_operands(text: str) -> list[str]:
-    """Split at commas outside of braces and brackets."""
-    parts = re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text)
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _operand(text: str, line: int) -> Operand:
     if text.startswith("{"):
-        elements = tuple(_plain(part.strip(), line) for part in text.strip("{} ").split(","))
-        return Vector(elements)
+        return Vector(tuple(_plain(part.strip(), line) for part in text.strip("{} ").split(",")))
     if text.startswith("["):
-        inner = text.strip("[] ")
-        match = re.fullmatch(r"([%$\w.]+)\s*(?:([+-])\s*(-?\w+))?", inner)
+        match = _ADDRESS.fullmatch(text.strip("[] "))
         if match is None:
             raise PtxSyntaxError(f"line {line}: address {text}")
         offset = int(match[3] or "0", 0) * (-1 if match[2] == "-" else 1)
@@ -176,18 +164,17 @@ def _operand(text: str, line: int) -> Operand:
 def _plain(text: str, line: int) -> Register | Immediate | Symbol:
     if text.startswith("%") or text == "_":
         return Register(text)
-    if match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", text):
-        return Immediate(int(match[1], 16), 32)
-    if match := re.fullmatch(r"0[dD]([0-9a-fA-F]{16})", text):
-        return Immediate(int(match[1], 16), 64)
-    if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?", text):
+    if match := _FLOAT.fullmatch(text):
+        digits = match[1] or match[2]
+        return Immediate(int(digits, 16), 4 * len(digits))
+    if _INTEGER.fullmatch(text):
         return Immediate(int(text.rstrip("U"), 0))
-    if re.fullmatch(r"-?\d+\.\d+", text):
+    if re.fullmatch(r"\d+\.\d+", text):
         # Only createpolicy writes floats so, and its result is a hint that nothing computes with.
         return Immediate(0)
     if text in ("true", "false"):
         return Immediate(int(text == "true"))
-    if re.fullmatch(r"[$\w]+", text):
+    if re.fullmatch(r"[A-Za-z_$][\w$]*", text):
         # A register of an inline assembly block may be declared without a percent sign.
         return Symbol(text)
     raise PtxSyntaxError(f"line {line}: operand {text}")

@@ -15,7 +15,7 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Immediate:
-    """A number: an integer, or the value of ``0f3F800000`` / ``0d...`` with its size in bits.
+    """A number: an integer, or a float written as ``0f3F800000`` or ``0d...``.
 
     Attributes:
         bits: The value; for floats the pattern of bits.
@@ -92,6 +92,9 @@ class Instruction:
         """``ld.global.v4.b32``."""
         return ".".join((self.opcode, *self.modifiers))
 
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.text}"
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -110,8 +113,8 @@ class Program:
         parameters: In order.
         threads: Threads of a block (``.reqntid``).
         registers: Declared type by full register name.
-        shared: Bytes by name of the statically sized variables in shared memory, in order.
-        shared_symbols: All names in shared memory; the unsized one takes what the launch gives.
+        shared: Bytes of each variable in shared memory, in order; 0 for the unsized one, whose size
+            the launch gives.
         instructions: In order.
         labels: Index of the instruction behind each label.
     """
@@ -121,6 +124,5 @@ class Program:
     threads: int
     registers: dict[str, str]
     shared: dict[str, int]
-    shared_symbols: tuple[str, ...]
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]

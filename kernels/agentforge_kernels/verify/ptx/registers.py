@@ -1,7 +1,7 @@
 """Registers: one array of words each, indexed by thread.
 
-A batch holds the threads of many blocks side by side; an instruction works on the *active* ones. When
-all are (the common case) reading a register is a view, without a copy.
+A batch holds the threads of many blocks side by side; an instruction works on the *active* ones.
+When all are (the common case) reading a register is a view, without a copy.
 """
 
 from __future__ import annotations
@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 
 from agentforge_kernels.verify.ptx.faults import UnsupportedInstruction
 from agentforge_kernels.verify.ptx.program import Immediate, Operand, Register, Symbol
-from agentforge_kernels.verify.ptx.types import (
-    NUMPY_TYPES,
-    UNSIGNED,
-    Array,
-    float32_to_bfloat16,
-    is_float,
-    reinterpret,
-)
+from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, UNSIGNED, Array, low_bits
 
 ThreadIndex: TypeAlias = NDArray[np.int64]
 
@@ -85,9 +78,9 @@ class RegisterFile:
         """
         if name in self._words:
             return self._words[name]
+        if name in self._special:
+            return self._special[name]
         if name not in self._declared:
-            if name in self._special:
-                return self._special[name]
             raise UnsupportedInstruction(f"register {name} is not known")
         kind = NUMPY_TYPES[self._declared[name]]
         if kind == np.bool_:
@@ -98,77 +91,70 @@ class RegisterFile:
         self._words[name] = words
         return words
 
+    def _resolved(self, operand: Operand) -> Operand:
+        """Symbols as what they stand for: a register without a percent sign, or an address."""
+        if isinstance(operand, Symbol) and operand.name in self._declared:
+            return Register(operand.name)
+        if isinstance(operand, Symbol) and operand.name in self._symbols:
+            return Immediate(self._symbols[operand.name])
+        return operand
+
     def reader(self, operand: Operand, kind: str) -> Reader:
-        """A function that gives an operand's values as PTX type ``kind`` for the active threads."""
-        numpy_kind = NUMPY_TYPES[kind]
-        if isinstance(operand, Symbol):
-            if operand.name in self._declared:
-                operand = Register(operand.name)
-            elif operand.name in self._symbols:
-                operand = Immediate(self._symbols[operand.name])
-        if isinstance(operand, Register):
-            words = self.words(operand.name)
-            if words.dtype.itemsize == numpy_kind.itemsize or numpy_kind == np.bool_:
-                view = words if numpy_kind == np.bool_ else words.view(numpy_kind)
-                return lambda active: view[active.index]
-            return lambda active: reinterpret(words[active.index], numpy_kind)
+        """A function that gives an operand's values as PTX type ``kind`` for the active threads.
+
+        Raises:
+            UnsupportedInstruction: No such register, or one that does not fit the type.
+        """
+        operand, numpy_kind = self._resolved(operand), NUMPY_TYPES[kind]
         if isinstance(operand, Immediate):
-            constant = _constant(operand, kind, numpy_kind)
-            values = np.full(self._batch, constant)
+            values = np.full(self._batch, _constant(operand, numpy_kind))
             return lambda active: values[: len(active)]
-        raise UnsupportedInstruction(f"operand {operand} cannot be read as .{kind}")
+        if not isinstance(operand, Register):
+            raise UnsupportedInstruction(f"operand {operand} cannot be read as .{kind}")
+        words = self.words(operand.name)
+        self._require_fit(operand.name, words, kind)
+        if words.dtype.itemsize == numpy_kind.itemsize:
+            view = words.view(numpy_kind)
+            return lambda active: view[active.index]
+        return lambda active: low_bits(words[active.index], numpy_kind)
 
     def writer(self, operand: Operand, kind: str) -> Writer:
         """A function that stores values of PTX type ``kind`` for the active threads.
 
-        A register wider than the type takes the value sign-extended (signed types) or zero-extended.
+        A register wider than the type takes signed values sign-extended, others zero-extended.
+
+        Raises:
+            UnsupportedInstruction: No such register, or one that does not fit the type.
         """
-        if isinstance(operand, Symbol) and operand.name in self._declared:
-            operand = Register(operand.name)
-        if not isinstance(operand, Register):
+        operand, numpy_kind = self._resolved(operand), NUMPY_TYPES[kind]
+        if not isinstance(operand, Register) or operand.name in self._special:
             raise UnsupportedInstruction(f"operand {operand} cannot be written")
         if operand.name == "_":
             return lambda active, values: None
-        if operand.name in self._special:
-            raise UnsupportedInstruction(f"{operand.name} cannot be written")
         words = self.words(operand.name)
-        if words.dtype == np.bool_:
+        self._require_fit(operand.name, words, kind)
+        # Assigning to a wider view extends; bits of a float count as an unsigned number.
+        whole = numpy_kind if numpy_kind.kind == "i" else UNSIGNED[numpy_kind.itemsize]
+        same_size = words.dtype.itemsize == numpy_kind.itemsize
+        view = words.view(numpy_kind if same_size else f"{whole.kind}{words.dtype.itemsize}")
 
-            def write_predicate(active: Active, values: Array) -> None:
-                words[active.index] = values
+        def write(active: Active, values: Array) -> None:
+            view[active.index] = values if same_size else values.view(whole)
 
-            return write_predicate
-        numpy_kind = NUMPY_TYPES[kind]
-        if words.dtype.itemsize == numpy_kind.itemsize:
-            view = words.view(numpy_kind)
+        return write
 
-            def write(active: Active, values: Array) -> None:
-                view[active.index] = values
-
-            return write
-        if words.dtype.itemsize < numpy_kind.itemsize:
-            raise UnsupportedInstruction(f"{operand.name} is too narrow for .{kind}")
-        wide = np.dtype(f"{'i' if numpy_kind.kind == 'i' else 'u'}{words.dtype.itemsize}")
-        unsigned_narrow = UNSIGNED[numpy_kind.itemsize]
-        narrow = numpy_kind if numpy_kind.kind == "i" else unsigned_narrow
-        wide_view = words.view(wide)
-
-        def write_extended(active: Active, values: Array) -> None:
-            wide_view[active.index] = np.ascontiguousarray(values, numpy_kind).view(narrow)
-
-        return write_extended
+    @staticmethod
+    def _require_fit(name: str, words: Array, kind: str) -> None:
+        predicate = words.dtype == np.bool_
+        if predicate != (kind == "pred") or words.dtype.itemsize < NUMPY_TYPES[kind].itemsize:
+            raise UnsupportedInstruction(f"register {name} does not hold a .{kind}")
 
 
-def _constant(operand: Immediate, kind: str, numpy_kind: np.dtype[Any]) -> Any:
-    if numpy_kind == np.bool_:
+def _constant(operand: Immediate, kind: np.dtype[Any]) -> Any:
+    """An immediate's bits as a value of numpy type ``kind``."""
+    if kind == np.bool_:
         return np.bool_(operand.bits != 0)
-    if operand.float_bits:
-        bits = np.array([operand.bits], UNSIGNED[operand.float_bits // 8])
-        if not is_float(kind):
-            return reinterpret(bits, numpy_kind)[0]
-        value = bits.view(np.dtype(f"f{operand.float_bits // 8}"))
-        if kind == "bf16":
-            return float32_to_bfloat16(value.astype(np.float32))[0]
-        return value.astype(numpy_kind)[0]
-    unsigned = UNSIGNED[numpy_kind.itemsize]
-    return np.array([operand.bits & int(np.iinfo(unsigned).max)], unsigned).view(numpy_kind)[0]
+    if operand.float_bits not in (0, 8 * kind.itemsize):
+        raise UnsupportedInstruction(f"a {operand.float_bits}-bit float as {kind}")
+    unsigned = UNSIGNED[kind.itemsize]
+    return np.array([operand.bits & int(np.iinfo(unsigned).max)], unsigned).view(kind)[0]

@@ -1,162 +1,181 @@
 """Shared memory of a batch of blocks: bounds, alignment, first use, and races.
 
-Three properties are watched a byte:
+Memory is watched in *cells* of as many bytes as the program's smallest access:
 
-* *initialised*: a read before any store raises, and so does a read of the destination of an asynchronous
-  copy that has not been waited for;
-* *race*: between two barriers of a block, a byte stored by one warp may not be read or stored by another
-  (storing the same value twice is allowed: Triton's layouts replicate values over warps). This finds
-  a missing barrier whatever the order in which the warps happened to run, as NVIDIA's
+* *defined*: a read before any store raises, and so does a read of the destination of an
+  asynchronous copy that has not been waited for;
+* *race*: between two barriers of a block, a cell stored by one warp may not be read or stored by
+  another (storing the same value twice is allowed: Triton's layouts replicate values over warps).
+  This finds a missing barrier whatever the order in which the warps happened to run, as NVIDIA's
   ``compute-sanitizer --tool racecheck`` does. Threads of one warp run in lock step here: a missing
   ``bar.warp.sync`` is not found.
-* content: poison until written, for runs that turn the first property off.
+
+With detection off, unwritten memory holds poison and a race shows in the results, or does not.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from agentforge_kernels.verify.ptx.faults import Misaligned, OutOfBounds, Race, UninitialisedRead
-from agentforge_kernels.verify.ptx.types import Array
+from agentforge_kernels.verify.ptx.types import UNSIGNED, Array
 
 POISON = 0x7E
-"""Byte of memory nobody wrote: as float32 8.4e37, as int32 2.1e9, so that no maximum or sum hides it."""
-SEVERAL = -2
-"""In the record of readers: more than one warp."""
+"""Byte of memory nobody wrote: as float32 8.4e37, as int32 2.1e9; no maximum or sum hides it."""
+NEVER = -1
+
+Threads: TypeAlias = slice | Array
+"""Threads of the batch, as an index."""
 
 
 class SharedMemory:
-    """Shared memory of ``blocks`` blocks.
+    """Shared memory of the blocks of a batch.
 
     Args:
-        blocks: Blocks in the batch.
+        block: Block of each thread, counted within the batch.
+        warp: Warp of each thread, counted within the batch.
         size: Bytes a block declared.
-        detect: Raise on uninitialised reads and races; without, poison is all there is.
+        cell: Bytes of the program's smallest access: 1, 2 or 4.
+        detect: Raise on undefined reads and races.
     """
 
-    def __init__(self, blocks: int, size: int, detect: bool) -> None:
-        self._size = size
-        self._stride = -(-size // 16) * 16
+    def __init__(self, block: Array, warp: Array, size: int, cell: int, detect: bool) -> None:
+        self._block, self._warp = block, warp
+        self._size, self._cell, self._detect = size, cell, detect
+        blocks, warps = int(block[-1]) + 1, int(warp[-1]) + 1
+        self._stride = -(-size // 16) * 16 // cell
         total = blocks * self._stride
-        self._bytes = np.full(total, POISON, np.uint8)
-        self._views = {width: self._bytes.view(f"u{width}") for width in (1, 2, 4, 8)}
-        self._detect = detect
-        self._initialised = np.zeros(total, np.bool_)
-        self._epoch = np.zeros(blocks, np.int32)
-        self._written_in = np.full(total, -1, np.int32)
-        self._writer = np.full(total, -1, np.int32)
-        self._read_in = np.full(total, -1, np.int32)
-        self._reader = np.full(total, -1, np.int32)
+        self._words = np.full(total * cell, POISON, np.uint8).view(UNSIGNED[cell])
+        self._defined = np.zeros(total, np.bool_)
+        # A stamp says who touched a cell, and when: epoch * (warps + 1) + warp, where an epoch ends
+        # at a barrier, and "warp number warps" means several of them.
+        self._several = warps
+        self._epoch_start = np.zeros(blocks, np.int64)
+        self._stored = np.full(total, NEVER, np.int64)
+        self._read = np.full(total, NEVER, np.int64)
 
     def barrier(self, blocks: Array) -> None:
         """All threads of these blocks have met: what came before is ordered before what follows."""
-        self._epoch[blocks] += 1
+        self._epoch_start[blocks] += self._several + 1
 
-    def locate(self, addresses: Array, blocks: Array, size: int) -> Array:
-        """Offsets of accesses of ``size`` bytes by threads of ``blocks``, checked.
+    def load(
+        self, addresses: Array, threads: Threads, kind: np.dtype[Any], count: int = 1
+    ) -> Array:
+        """``count`` consecutive values a thread.
+
+        Args:
+            addresses: int64, one a thread.
+            threads: Who reads.
+            kind: Type of a value.
+            count: Values a thread.
+
+        Returns:
+            ``[threads, count]``.
 
         Raises:
-            Misaligned: An address is no multiple of ``size``.
+            Misaligned: An address is no multiple of all the bytes its thread reads.
             OutOfBounds: A byte beyond what the kernel declared.
-        """
-        wide = addresses.astype(np.int64)
-        if bool((wide & (size - 1)).any()):
-            worst = int(wide[(wide & (size - 1)) != 0][0])
-            raise Misaligned(f"{size}-byte access at byte {worst} of shared memory")
-        bad = (wide < 0) | (wide + size > self._size)
-        if bool(bad.any()):
-            raise OutOfBounds(
-                f"{size}-byte access at byte {int(wide[bad][0])} of {self._size} of shared memory"
-            )
-        return wide + blocks * self._stride
-
-    def before_read(self, offsets: Array, warps: Array, blocks: Array, size: int) -> None:
-        """Check and record a read of ``size`` bytes a thread.
-
-        Raises:
             UninitialisedRead: Nothing was stored there.
             Race: Another warp stored there since the last barrier.
         """
-        if not self._detect:
-            return
-        where, warp, epoch = _spread(offsets, warps, self._epoch[blocks], size)
-        if not bool(self._initialised[where].all()):
-            place = int(where[~self._initialised[where]][0]) % self._stride
-            raise UninitialisedRead(f"byte {place} of shared memory")
-        raced = (self._written_in[where] == epoch) & (self._writer[where] != warp)
-        if bool(raced.any()):
-            self._report(where, raced, self._writer, "stored by warp {} and read by another")
-        others = (self._read_in[where] == epoch) & (self._reader[where] != warp)
-        self._read_in[where] = epoch
-        self._reader[where] = np.where(others, SEVERAL, warp)
-        # Of several warps reading one byte in this very instruction only the last was recorded.
-        self._reader[where[self._reader[where] != warp]] = SEVERAL
+        cells = self._locate(addresses, threads, kind.itemsize * count)
+        if self._detect:
+            self._watch_read(cells, threads)
+        return self._words[cells].view(kind)
 
-    def before_write(
-        self, offsets: Array, warps: Array, blocks: Array, size: int, values: Array | None
-    ) -> None:
-        """Check and record a store of ``size`` bytes a thread.
-
-        Args:
-            offsets: First byte of each thread.
-            warps: Warp of each thread.
-            blocks: Block of each thread.
-            size: Bytes a thread.
-            values: uint8 ``[threads, size]`` about to be stored; ``None`` when not yet known.
+    def store(self, addresses: Array, threads: Threads, values: Array) -> None:
+        """Store ``values`` ``[threads, count]``, consecutive ones a thread.
 
         Raises:
-            Race: Another warp read there since the last barrier, or stored another value.
+            Misaligned, OutOfBounds: As for ``load``.
+            Race: Another warp read there since the last barrier, or stored another value; or two
+                threads store different values in this very instruction.
         """
-        if not self._detect:
-            return
-        where, warp, epoch = _spread(offsets, warps, self._epoch[blocks], size)
-        raced = (self._read_in[where] == epoch) & (self._reader[where] != warp)
-        if bool(raced.any()):
-            self._report(where, raced, self._reader, "read by warp {} and stored by another")
-        raced = (self._written_in[where] == epoch) & (self._writer[where] != warp)
-        if values is not None:
-            raced &= self._bytes[where] != values
-        if bool(raced.any()):
-            self._report(where, raced, self._writer, "stored by warp {} and by another")
-        self._written_in[where] = epoch
-        self._writer[where] = warp
-        self._initialised[where] = values is not None
-        if values is None:
-            self._bytes[where] = POISON
+        cells = self._locate(addresses, threads, values.dtype.itemsize * values.shape[1])
+        self._write(cells, threads, np.ascontiguousarray(values).view(self._words.dtype))
 
-    def load(self, offsets: Array, kind: np.dtype[Any]) -> Array:
-        """Values at checked offsets."""
-        return self._views[kind.itemsize][offsets // kind.itemsize].view(kind)
+    def begin_copy(self, addresses: Array, threads: Threads, size: int) -> Array:
+        """Make the destination of an asynchronous copy undefined until it arrives.
 
-    def store(self, offsets: Array, values: Array) -> None:
-        """Store at checked offsets.
+        Returns:
+            The cells, for ``end_copy``.
 
         Raises:
-            Race: Two threads store different values to one place in the same instruction.
+            Misaligned, OutOfBounds: As for ``load``.
+            Race: Another warp used the destination since the last barrier.
         """
-        size = values.dtype.itemsize
-        words = np.ascontiguousarray(values).view(f"u{size}")
-        view, index = self._views[size], offsets // size
-        view[index] = words
-        if self._detect and not np.array_equal(view[index], words):
+        cells = self._locate(addresses, threads, size)
+        if self._detect:
+            self._watch_write(cells, threads, None)
+        self._words[cells] = np.frombuffer(bytes([POISON] * self._cell), self._words.dtype)[0]
+        self._defined[cells] = False
+        return cells
+
+    def end_copy(self, cells: Array, threads: Threads, data: Array) -> None:
+        """What was copied (uint8 ``[threads, bytes]``) arrives.
+
+        Raises:
+            Race: Another warp stored there meanwhile.
+        """
+        self._write(cells, threads, data.view(self._words.dtype))
+
+    def _locate(self, addresses: Array, threads: Threads, size: int) -> Array:
+        """Checked cells ``[threads, size / cell]``."""
+        odd = addresses & (size - 1) != 0
+        if bool(odd.any()):
+            raise Misaligned(f"{size}-byte access at byte {addresses[odd][0]} of shared memory")
+        outside = (addresses < 0) | (addresses > self._size - size)
+        if bool(outside.any()):
+            place = f"byte {addresses[outside][0]} of {self._size}"
+            raise OutOfBounds(f"{size}-byte access at {place} of shared memory")
+        first = addresses // self._cell + self._block[threads] * self._stride
+        return first[:, None] + np.arange(size // self._cell)
+
+    def _write(self, cells: Array, threads: Threads, words: Array) -> None:
+        if self._detect:
+            self._watch_write(cells, threads, words)
+        self._words[cells] = words
+        self._defined[cells] = True
+        if self._detect and not np.array_equal(self._words[cells], words):
             raise Race("threads store different values to the same place in shared memory")
 
-    def _report(self, where: Array, raced: Array, record: Array, what: str) -> None:
-        place = int(where[raced][0])
-        warp = int(record[place])
-        name = "several" if warp == SEVERAL else str(warp)
-        raise Race(
-            f"byte {place % self._stride} of shared memory {what.format(name)} with no barrier between"
-        )
+    def _stamps(self, threads: Threads) -> tuple[Array, Array]:
+        """Start of the present epoch and own stamp, ``[threads, 1]`` each."""
+        start = self._epoch_start[self._block[threads]][:, None]
+        return start, start + self._warp[threads][:, None]
 
+    def _watch_read(self, cells: Array, threads: Threads) -> None:
+        if not bool(self._defined[cells].all()):
+            raise UninitialisedRead(f"byte {self._place(cells[~self._defined[cells]])}")
+        start, mine = self._stamps(threads)
+        stored = self._stored[cells]
+        self._refuse((stored >= start) & (stored != mine), cells, "stored by one warp, read by")
+        seen = self._read[cells]
+        marks = np.where((seen >= start) & (seen != mine), start + self._several, mine)
+        self._read[cells] = marks
+        # Of several warps that read a cell in this very instruction one alone has left its mark.
+        lost = self._read[cells] != marks
+        if bool(lost.any()):
+            several = np.broadcast_to(start + self._several, cells.shape)
+            self._read[cells[lost]] = several[lost]
 
-def _spread(offsets: Array, warps: Array, epochs: Array, size: int) -> tuple[Array, Array, Array]:
-    """Byte offsets ``[threads, size]`` with warp and epoch of each."""
-    where = offsets[:, None] + np.arange(size)
-    return (
-        where,
-        np.broadcast_to(warps[:, None], where.shape),
-        np.broadcast_to(epochs[:, None], where.shape),
-    )
+    def _watch_write(self, cells: Array, threads: Threads, words: Array | None) -> None:
+        """``words`` are about to be stored; ``None`` when not yet known."""
+        start, mine = self._stamps(threads)
+        read = self._read[cells]
+        self._refuse((read >= start) & (read != mine), cells, "read by one warp, stored by")
+        stored = self._stored[cells]
+        raced = (stored >= start) & (stored != mine)
+        if words is not None:
+            raced &= self._words[cells] != words
+        self._refuse(raced, cells, "stored by one warp and by")
+        self._stored[cells] = mine
+
+    def _refuse(self, raced: Array, cells: Array, what: str) -> None:
+        if bool(raced.any()):
+            raise Race(f"byte {self._place(cells[raced])} {what} another, no barrier between")
+
+    def _place(self, cells: Array) -> str:
+        return f"{int(cells[0]) % self._stride * self._cell} of shared memory"

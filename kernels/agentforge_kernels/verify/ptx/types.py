@@ -1,8 +1,8 @@
-"""PTX's fundamental types as numpy types (PTX ISA, section 5.2.1).
+"""PTX's fundamental types as numpy types (PTX ISA, section "Fundamental Types").
 
-Registers are arrays of unsigned words; an instruction reads them *as* its type, which is a view, and
-numpy's arithmetic on that view wraps exactly as the hardware's. bfloat16 has no numpy type: it is
-kept as its 16 bits and widened to float32 (exact) to compute.
+Registers are arrays of unsigned words; an instruction reads them *as* its type, which is a view,
+and numpy's arithmetic on that view wraps exactly as the hardware's. bfloat16 has no numpy type: it
+is kept as its 16 bits and widened to float32 (exact) to compute.
 """
 
 from __future__ import annotations
@@ -46,16 +46,9 @@ def is_float(name: str) -> bool:
     return "f" in name
 
 
-def reinterpret(values: Array, kind: np.dtype[Any]) -> Array:
-    """The same bits as another type of the same or a smaller size (low bits kept)."""
-    if values.dtype == kind:
-        return values
-    if values.dtype == np.bool_:
-        return values.astype(kind)
-    if values.dtype.itemsize != kind.itemsize:
-        unsigned = values.view(UNSIGNED[values.dtype.itemsize])
-        values = unsigned.astype(UNSIGNED[kind.itemsize])
-    return values.view(kind)
+def low_bits(words: Array, kind: np.dtype[Any]) -> Array:
+    """The low bits of unsigned words as a type of their size or a smaller one."""
+    return words.astype(UNSIGNED[kind.itemsize], copy=False).view(kind)
 
 
 def bfloat16_to_float32(bits: Array) -> Array:
@@ -65,7 +58,6 @@ def bfloat16_to_float32(bits: Array) -> Array:
 
 def float32_to_bfloat16(values: Array) -> Array:
     """Round float32 to bfloat16 bits (uint16), to nearest, ties to even."""
-    bits = values.view(np.uint32)
+    bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    result: Array = (rounded >> np.uint32(16)).astype(np.uint16)
-    return np.where(np.isnan(values), np.uint16(0x7FFF), result)
+    return np.where(np.isnan(values), np.uint16(0x7FFF), (rounded >> 16).astype(np.uint16))
