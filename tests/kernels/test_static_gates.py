@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from agentforge_kernels.verify import aot, gates
+from agentforge_kernels.verify.cases import Role
 from agentforge_kernels.verify.machine_code import Kind, Tally
 from agentforge_kernels.verify.occupancy import Occupancy
 from agentforge_kernels.verify.report import StaticReport, report_cases
@@ -64,6 +65,24 @@ def test_each_gate_on_the_kernel_fails_by_itself(good: StaticReport, complaint: 
     failures = gates.absolute_failures(bad)
     assert any(complaint in failure for failure in failures)
     assert all(failure.startswith("good_gemv on sm_75: ") for failure in failures)
+
+
+@pytest.mark.parametrize(
+    ("target", "role", "registers"),
+    [
+        ("sm_90", "gemv", 64),
+        ("sm_90", "other", 128),
+        ("gfx942", "gemv", 128),
+        ("gfx1100", "gemm", 256),
+    ],
+)
+def test_register_caps_by_family_and_role(
+    good: StaticReport, target: str, role: Role, registers: int
+) -> None:
+    allowed = dataclasses.replace(good, target=target, role=role, registers=registers)
+    more = dataclasses.replace(allowed, registers=registers + 1)
+    assert not any("registers; allowed" in text for text in gates.absolute_failures(allowed))
+    assert any("registers; allowed" in text for text in gates.absolute_failures(more))
 
 
 def test_a_masked_kernel_may_take_a_tenth_more(good: StaticReport) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from agentforge_kernels.verify.cases import Role
 from agentforge_kernels.verify.report import StaticReport
+from agentforge_kernels.verify.targets import TARGETS, Family
 
-REGISTER_LIMITS = {"gemv": 64, "masked_gemv": 64, "gemm": 128, "other": 128}
-"""Registers a thread by role: 64 let an SM of sm_80 hold half of its 2048 threads, 128 a quarter."""
+REGISTER_LIMITS: dict[Family, dict[Role, int]] = {
+    "cuda": {"gemv": 64, "masked_gemv": 64, "gemm": 128, "other": 128},
+    "cdna": {"gemv": 128, "masked_gemv": 128, "gemm": 256, "other": 256},
+    "rdna": {"gemv": 128, "masked_gemv": 128, "gemm": 256, "other": 256},
+}
+"""Registers a thread: a matvec needs half of the threads a multiprocessor can hold in flight, the others a
+quarter. That is 512 / 8 for a matvec on sm_80 with its 16 warps a scheduler, 512 / 4 on gfx942 with its 8
+waves; gfx1100 could have 192, but no code needs them."""
 SHARED_LIMIT = 48 * 1024
 """Bytes a program may have on every GPU without asking the driver for more."""
 GEMV_OCCUPANCY = 0.5
@@ -38,7 +46,7 @@ def _common_failures(report: StaticReport) -> list[str]:
             f"{report.spill_bytes} bytes of spilled registers and {report.code.count('spill')} accesses to "
             f"them; allowed: none"
         )
-    cap = REGISTER_LIMITS[report.role]
+    cap = REGISTER_LIMITS[TARGETS[report.target].family][report.role]
     if report.registers > cap:
         failures.append(f"{report.registers} registers; allowed for {report.role}: {cap}")
     if report.shared_bytes > SHARED_LIMIT:

@@ -72,7 +72,7 @@ def figures(report: StaticReport) -> Figures:
     return found
 
 
-def read_limits(path: Path = LIMITS_FILE) -> Limits:
+def read_limits(path: Path) -> Limits:
     """The checked-in figures.
 
     Raises:
@@ -206,7 +206,7 @@ def updated(limits: Limits, reports: Sequence[StaticReport], cases: Sequence[Ker
     return new
 
 
-def write_limits(limits: Limits, path: Path = LIMITS_FILE) -> None:
+def write_limits(limits: Limits, path: Path) -> None:
     """Write the limits, one line for the figures of one case, target and version."""
     lines = ["{"]
     for case, targets in limits.items():
