@@ -16,6 +16,7 @@ from agentforge_kernels.triton.configs import (
     SmallBatchConfig,
 )
 from agentforge_kernels.triton.devices import Family
+from agentforge_kernels.triton.sparse_configs import SPARSE_TABLE
 
 NVIDIA: tuple[Family, ...] = ("turing", "ampere", "hopper", "blackwell")
 NOT_CDNA: tuple[Family, ...] = (*NVIDIA, "rdna3")
@@ -42,4 +43,5 @@ TABLE: tuple[Entry, ...] = (
     Entry("quantize", CDNA, QuantizeConfig(2, 1024)),
     Entry("fused", NOT_CDNA, FusedConfig(4, 16)),
     Entry("fused", CDNA, FusedConfig(2, 16)),
+    *SPARSE_TABLE,
 )

@@ -113,12 +113,123 @@ class FusedConfig(Config):
     block_rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class BlockSparseConfig(Config):
+    """Stored tiles times a few vectors.
+
+    Attributes:
+        block_rows: Rows of a program: 16, 32 or 64, of a tile's 64.
+        block_tiles: Tiles a step.
+        tokens: Most tokens of a program; more tokens are more programs.
+    """
+
+    block_rows: int
+    block_tiles: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        if self.block_rows not in (16, 32, 64):
+            raise KernelInputError("BlockSparseConfig.block_rows", self.block_rows, "16, 32 or 64")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSparseGemmConfig(Config):
+    """Stored tiles times many vectors, by matrix units.
+
+    Attributes:
+        block_tokens: Tokens of an output tile.
+        block_tiles: Tiles a step: 8 or more, so that a plane of them is 32 columns deep.
+        num_stages: Steps whose loads are in flight.
+    """
+
+    block_tokens: int
+    block_tiles: int
+    num_stages: int
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        for name, smallest in (("block_tokens", 16), ("block_tiles", 8)):
+            if (value := getattr(self, name)) < smallest:
+                raise KernelInputError(
+                    f"BlockSparseGemmConfig.{name}", value, f"{smallest} or more"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSparseConfig(Config):
+    """Columns whose activation is not zero times these activations.
+
+    Attributes:
+        chunk: Columns of a program.
+        block_words: Words (16 rows each) of a column of a program.
+        block_fours: Fours of columns a step.
+    """
+
+    chunk: int
+    block_words: int
+    block_fours: int
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        if self.chunk < 4 * self.block_fours:
+            raise KernelInputError(
+                "ActivationSparseConfig.chunk", self.chunk, "4 * block_fours or more"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Int8GemvConfig(Config):
+    """int8 matrix times a few vectors.
+
+    Attributes:
+        block_rows: Rows side by side in a program.
+        block_words: int32 words (4 weights each) of a row a step.
+        rows_per_thread: Rows a thread keeps in registers for every load of activations.
+        tokens: Most tokens of a program; more tokens are more programs.
+    """
+
+    block_rows: int
+    block_words: int
+    rows_per_thread: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Int8GemmConfig(Config):
+    """int8 matrix times many vectors, by matrix units.
+
+    Attributes:
+        block_tokens: Tokens of an output tile.
+        block_rows: Weight rows of an output tile.
+        block_columns: Columns a step: 32, 64 or 128.
+        num_stages: Steps whose loads are in flight.
+    """
+
+    block_tokens: int
+    block_rows: int
+    block_columns: int
+    num_stages: int
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        if self.block_columns not in (32, 64, 128):
+            raise KernelInputError(
+                "Int8GemmConfig.block_columns", self.block_columns, "32, 64 or 128"
+            )
+
+
 CONFIG_TYPES: dict[str, type[Config]] = {
     "gemv": GemvConfig,
     "small_batch": SmallBatchConfig,
     "gemm": GemmConfig,
     "quantize": QuantizeConfig,
     "fused": FusedConfig,
+    "block_sparse": BlockSparseConfig,
+    "block_sparse_gemm": BlockSparseGemmConfig,
+    "activation_sparse": ActivationSparseConfig,
+    "int8_gemv": Int8GemvConfig,
+    "int8_gemm": Int8GemmConfig,
 }
 """Operations that are looked up, and the type of their configuration."""
 

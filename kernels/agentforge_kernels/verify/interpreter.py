@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from agentforge_kernels.verify.byte_assembly import BYTE_ASSEMBLY
 from agentforge_kernels.verify.cases import Arguments, KernelCase, copy_arguments
 
 Int32Array = NDArray[np.int32]
@@ -64,6 +65,7 @@ INLINE_ASSEMBLY: dict[str, Emulation] = {
     "dp4a.u32.s32 $0, $1, $2, $3": dot_of_four_bytes(np.uint8, np.int8),
     "v_dot4_i32_i8 $0, $1, $2, $3": dot_of_four_bytes(np.int8, np.int8),
     "v_dot4_i32_iu8 $0, $1, $2, $3 neg_lo:[1,1,0]": dot_of_four_bytes(np.int8, np.int8),
+    **BYTE_ASSEMBLY,
 }
 """Numpy meaning of every inline assembly text the kernels use, white space and ``;`` normalised."""
 
