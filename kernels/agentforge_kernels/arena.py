@@ -30,7 +30,7 @@ def place_consecutively(tensors: Sequence[Tensor]) -> list[Tensor]:
     for tensor in tensors:
         starts.append(end)
         end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    memory = torch.zeros(end + ALIGNMENT, dtype=torch.uint8)
+    memory = torch.zeros(end + ALIGNMENT, dtype=torch.uint8, device="cpu")
     offset = -memory.data_ptr() % ALIGNMENT
     placed = []
     for tensor, start in zip(tensors, starts, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from agentforge_kernels.backend import Activations, Layout
 from agentforge_kernels.errors import BackendUnavailableError, KernelInputError
@@ -18,6 +19,7 @@ from agentforge_kernels.native.threads import default_threads
 MOST_COLUMNS = 1 << 22
 """Above, a sum of codes times activations (at most 256 a column) could leave 32 bits."""
 
+_CPU = torch.device("cpu")
 _ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -50,7 +52,7 @@ class NativeBackend:
         rows = codes.shape[0]
         _check_columns(columns)
         _check_size("codes", codes, rows * padded(columns) // CODES_PER_BYTE)
-        panels = torch.empty(self._extension.panels_bytes(rows, columns), dtype=torch.uint8)
+        panels = _new(self._extension.panels_bytes(rows, columns), dtype=torch.uint8)
         self._extension.pack_panels(codes.data_ptr(), rows, columns, panels.data_ptr())
         return panels, "panels"
 
@@ -58,7 +60,7 @@ class NativeBackend:
         """Panels back to the stored form, uint8 ``[rows, padded_columns / 4]``."""
         panels = _on_cpu("codes", panels, torch.uint8)
         _check_size("codes", panels, self._extension.panels_bytes(rows, columns))
-        codes = torch.empty(rows, padded(columns) // CODES_PER_BYTE, dtype=torch.uint8)
+        codes = _new(rows, padded(columns) // CODES_PER_BYTE, dtype=torch.uint8)
         self._extension.unpack_panels(panels.data_ptr(), rows, columns, codes.data_ptr())
         return codes
 
@@ -68,7 +70,7 @@ class NativeBackend:
         columns = codes.shape[0]
         _check_columns(columns)
         _check_size("codes", codes, columns * padded(rows) // CODES_PER_BYTE)
-        blocks = torch.empty(self._extension.column_blocks_bytes(rows, columns), dtype=torch.uint8)
+        blocks = _new(self._extension.column_blocks_bytes(rows, columns), dtype=torch.uint8)
         self._extension.pack_columns(
             codes.data_ptr(), padded(rows) // CODES_PER_BYTE, rows, columns, blocks.data_ptr()
         )
@@ -79,7 +81,7 @@ class NativeBackend:
         weight = _on_cpu("weight", weight, torch.int8)
         rows, columns = weight.shape
         _check_columns(columns)
-        lanes = torch.empty(self._extension.lanes_bytes(rows, columns), dtype=torch.uint8)
+        lanes = _new(self._extension.lanes_bytes(rows, columns), dtype=torch.uint8)
         self._extension.pack_lanes(weight.data_ptr(), rows, columns, lanes.data_ptr())
         return lanes, "lanes"
 
@@ -94,9 +96,9 @@ class NativeBackend:
         norm_weight = _norm_weight(norm_weight, x)
         tokens, columns = x.shape
         stride = padded(columns)
-        q = torch.empty(tokens, stride, dtype=torch.int8)
-        scale = torch.empty(tokens, dtype=torch.float32)
-        total = torch.empty(tokens, dtype=torch.int32)
+        q = _new(tokens, stride, dtype=torch.int8)
+        scale = _new(tokens, dtype=torch.float32)
+        total = _new(tokens, dtype=torch.int32)
         self._extension.quantize(
             x.data_ptr(),
             _ELEMENT_TYPES[x.dtype],
@@ -128,7 +130,7 @@ class NativeBackend:
         codes = _on_cpu("codes", codes, torch.uint8)
         _check_size("codes", codes, self._extension.panels_bytes(rows, columns))
         weight_scale, residual = _epilogue(weight_scale, residual, q.shape[0], rows)
-        output = torch.empty(q.shape[0], rows)
+        output = _new(q.shape[0], rows, dtype=torch.float32)
         self._extension.dense_linear(
             q.data_ptr(),
             q.shape[1],
@@ -168,7 +170,7 @@ class NativeBackend:
         codes = _on_cpu("codes", codes, torch.uint8)
         _check_size("codes", codes, self._extension.panels_bytes(rows, columns))
         weight_scale, residual = _epilogue(weight_scale, residual, x.shape[0], rows)
-        output = torch.empty(x.shape[0], rows)
+        output = _new(x.shape[0], rows, dtype=torch.float32)
         self._extension.dense_linear_fused(
             x.data_ptr(),
             _ELEMENT_TYPES[x.dtype],
@@ -203,7 +205,7 @@ class NativeBackend:
         index = _on_cpu("index", index, torch.int32)
         start = _on_cpu("start", start, torch.int32)
         weight_scale, residual = _epilogue(weight_scale, residual, q.shape[0], rows)
-        output = torch.empty(q.shape[0], rows)
+        output = _new(q.shape[0], rows, dtype=torch.float32)
         self._extension.block_sparse_linear(
             q.data_ptr(),
             q.shape[1],
@@ -239,7 +241,7 @@ class NativeBackend:
         codes = _on_cpu("codes", codes, torch.uint8)
         _check_size("codes", codes, self._extension.column_blocks_bytes(rows, columns))
         weight_scale, residual = _epilogue(weight_scale, residual, q.shape[0], rows)
-        output = torch.empty(q.shape[0], rows)
+        output = _new(q.shape[0], rows, dtype=torch.float32)
         self._extension.activation_sparse_linear(
             q.data_ptr(),
             q.shape[1],
@@ -273,7 +275,7 @@ class NativeBackend:
         weight = _on_cpu("weight", weight, torch.uint8)
         _check_size("weight", weight, self._extension.lanes_bytes(rows, columns))
         row_scale, residual = _epilogue(row_scale, residual, q.shape[0], rows)
-        output = torch.empty(q.shape[0], rows)
+        output = _new(q.shape[0], rows, dtype=torch.float32)
         self._extension.int8_linear(
             q.data_ptr(),
             q.shape[1],
@@ -291,16 +293,32 @@ class NativeBackend:
         return output
 
 
+def _new(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Memory to be written to: of this dtype and on the CPU, whatever torch's defaults are.
+
+    Raises:
+        KernelInputError: Under a mode that answers with tensors without memory.
+    """
+    tensor = torch.empty(shape, dtype=dtype, device=_CPU)
+    if type(tensor) is not Tensor:
+        raise KernelInputError(
+            "tensor mode", type(tensor).__name__, "tensors with memory (native backend)"
+        )
+    return tensor
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def _on_cpu(argument: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor``, contiguous; an error for another device or dtype."""
+    """``tensor``, contiguous; an error for another device or dtype, or one without memory."""
     if tensor.dtype != dtype:
         raise KernelInputError(argument, tensor.dtype, str(dtype))
     if not tensor.is_cpu:
         raise KernelInputError(argument, f"device {tensor.device}", "the CPU (native backend)")
+    if type(tensor) not in (Tensor, Parameter):
+        raise KernelInputError(argument, type(tensor).__name__, "a tensor with memory of its own")
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
