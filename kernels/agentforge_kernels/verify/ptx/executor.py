@@ -47,7 +47,7 @@ from agentforge_kernels.verify.ptx.memory_access import shared_access_size
 from agentforge_kernels.verify.ptx.program import Instruction, Program
 from agentforge_kernels.verify.ptx.registers import Active, Handler, Reader, RegisterFile
 from agentforge_kernels.verify.ptx.shared_memory import SharedMemory
-from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, UNSIGNED, Array
+from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, UNSIGNED, Array, is_float
 
 BATCH_THREADS = 8192
 """Threads executed side by side: beyond, numpy's time grows with their number anyway."""
@@ -55,6 +55,7 @@ STEP_LIMIT = 2_000_000
 """Steps after which a batch of blocks is taken to hang: half a minute and more."""
 
 BINDERS: dict[str, Binder] = {
+    **floats.BINDERS,
     **integers.BINDERS,
     **bits.BINDERS,
     **moves.BINDERS,
@@ -74,6 +75,8 @@ REFUSED = {
     "tensormap": "TMA: load through pointers, not tensor descriptors",
 }
 """Why some instructions are not executed, and what to do about it, by the mnemonic's beginning."""
+
+CONTROL = ("bra", "ret", "exit", "trap", "bar", "barrier")
 
 Argument = Array | int | float
 Control = Callable[[Active], int | None]
@@ -122,6 +125,8 @@ def launch(
     """
     if program.threads % WARP:
         raise PtxFault(f"{program.name}: {program.threads} threads are no whole warps")
+    for instruction in program.instructions:
+        _require_known(instruction, program)
     memory = GlobalMemory([part for part in arguments if isinstance(part, np.ndarray)])
     parameters = _parameters(program, arguments, memory)
     blocks = np.array(list(np.ndindex(grid[2], grid[1], grid[0])), np.uint32)[:, ::-1]
@@ -318,23 +323,29 @@ def _trap(active: Active) -> None:
     raise Trap("the program gave up")
 
 
+def _require_known(instruction: Instruction, program: Program) -> None:
+    """Raise ``UnsupportedInstruction`` for an opcode the executor does not know, saying why."""
+    for beginning, why in REFUSED.items():
+        if f"{instruction.mnemonic}.".startswith(f"{beginning}."):
+            raise _located(unsupported(instruction, why), program, instruction)
+    if instruction.opcode not in BINDERS and instruction.opcode not in CONTROL:
+        raise _located(unsupported(instruction), program, instruction)
+
+
 def _bind(instruction: Instruction, machine: Machine) -> Handler:
     """The numpy function of an instruction that is no control instruction.
 
     Raises:
-        UnsupportedInstruction: Naming the instruction that the executor does not know.
+        UnsupportedInstruction: A form of it that the executor does not know.
     """
     opcode = instruction.opcode
-    for beginning, why in REFUSED.items():
-        if f"{instruction.mnemonic}.".startswith(f"{beginning}."):
-            raise unsupported(instruction, why)
-    if opcode == "bar":
-        return warp.bind_barrier_of_warp(instruction, machine)
-    if opcode in floats.BINDERS and kind_of(instruction) in floats.FLOAT_KINDS:
-        return floats.bind_float(instruction, machine)
-    if opcode not in BINDERS:
-        raise unsupported(instruction)
-    return BINDERS[opcode](instruction, machine)
+    try:
+        # Some opcodes, such as add, exist for integers and for floats.
+        if opcode in floats.BINDERS and is_float(kind_of(instruction)):
+            return floats.BINDERS[opcode](instruction, machine)
+        return BINDERS[opcode](instruction, machine)
+    except (LookupError, ValueError) as error:
+        raise unsupported(instruction, "operands or types do not fit") from error
 
 
 def _guard_reader(instruction: Instruction, machine: Machine) -> Reader | None:

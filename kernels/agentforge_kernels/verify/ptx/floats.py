@@ -21,6 +21,7 @@ from agentforge_kernels.verify.ptx.types import (
     Array,
     bfloat16_to_float32,
     float32_to_bfloat16,
+    is_float,
 )
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
@@ -119,7 +120,6 @@ OPERATIONS: dict[str, Callable[..., Array]] = {
     "lg2": lambda a: np.log2(a.astype(np.float64)),
 }
 ROUNDINGS = {"rn", "full", "approx"}
-FLOAT_KINDS = ("f16", "f16x2", "bf16", "bf16x2", "f32", "f64")
 
 
 def bind_float(instruction: Instruction, machine: Machine) -> Handler:
@@ -131,7 +131,7 @@ def bind_float(instruction: Instruction, machine: Machine) -> Handler:
     kind = kind_of(instruction)
     modifiers = set(instruction.modifiers) - {kind} - ROUNDINGS
     operation = OPERATIONS.get(instruction.opcode + ".NaN" * ("NaN" in modifiers))
-    if operation is None or modifiers - {"ftz", "sat", "NaN"}:
+    if operation is None or not is_float(kind) or modifiers - {"ftz", "sat", "NaN"}:
         raise unsupported(instruction)
     if kind == "f64" and instruction.opcode == "fma":
         raise unsupported(instruction, "a float64 product is not exact in float64")

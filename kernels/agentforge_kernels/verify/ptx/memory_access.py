@@ -121,10 +121,10 @@ def _bind_copy(instruction: Instruction, machine: Machine) -> Handler:
 
 def copy_size(instruction: Instruction) -> int:
     """Bytes a thread copies with a ``cp.async``."""
-    size = instruction.operands[2]
-    if not isinstance(size, Immediate) or size.bits not in (4, 8, 16):
+    sizes = [part.bits for part in instruction.operands[2:3] if isinstance(part, Immediate)]
+    if not sizes or sizes[0] not in (4, 8, 16):
         raise unsupported(instruction, "the size is not 4, 8 or 16")
-    return size.bits
+    return sizes[0]
 
 
 def shared_access_size(instruction: Instruction) -> int | None:

@@ -49,6 +49,7 @@ class SharedMemory:
         total = blocks * self._stride
         self._words = np.full(total * cell, POISON, np.uint8).view(UNSIGNED[cell])
         self._defined = np.zeros(total, np.bool_)
+        self._copying = np.zeros(total, np.bool_)
         # A stamp says who touched a cell, and when: epoch * (warps + 1) + warp, where an epoch ends
         # at a barrier, and "warp number warps" means several of them.
         self._several = warps
@@ -90,8 +91,9 @@ class SharedMemory:
 
         Raises:
             Misaligned, OutOfBounds: As for ``load``.
-            Race: Another warp read there since the last barrier, or stored another value; or two
-                threads store different values in this very instruction.
+            Race: Another warp read there since the last barrier, or stored another value; two
+                threads store different values in this very instruction; or an asynchronous copy to
+                this place has not been waited for.
         """
         cells = self._locate(addresses, threads, values.dtype.itemsize * values.shape[1])
         self._write(cells, threads, np.ascontiguousarray(values).view(self._words.dtype))
@@ -104,13 +106,15 @@ class SharedMemory:
 
         Raises:
             Misaligned, OutOfBounds: As for ``load``.
-            Race: Another warp used the destination since the last barrier.
+            Race: Another warp used the destination since the last barrier, or a copy to it is
+                under way.
         """
         cells = self._locate(addresses, threads, size)
         if self._detect:
             self._watch_write(cells, threads, None)
         self._words[cells] = np.frombuffer(bytes([POISON] * self._cell), self._words.dtype)[0]
         self._defined[cells] = False
+        self._copying[cells] = True
         return cells
 
     def end_copy(self, cells: Array, threads: Threads, data: Array) -> None:
@@ -119,6 +123,7 @@ class SharedMemory:
         Raises:
             Race: Another warp stored there meanwhile.
         """
+        self._copying[cells] = False
         self._write(cells, threads, data.view(self._words.dtype))
 
     def _locate(self, addresses: Array, threads: Threads, size: int) -> Array:
@@ -163,6 +168,10 @@ class SharedMemory:
 
     def _watch_write(self, cells: Array, threads: Threads, words: Array | None) -> None:
         """``words`` are about to be stored; ``None`` when not yet known."""
+        copying = self._copying[cells]
+        if bool(copying.any()):
+            place = self._place(cells[copying])
+            raise Race(f"byte {place} stored while an asynchronous copy to it is under way")
         start, mine = self._stamps(threads)
         read = self._read[cells]
         self._refuse((read >= start) & (read != mine), cells, "read by one warp, stored by")

@@ -99,6 +99,8 @@ def bind_reduce(instruction: Instruction, machine: Machine) -> Handler:
 def bind_barrier_of_warp(instruction: Instruction, machine: Machine) -> Handler:
     """``bar.warp.sync mask``: the threads of a warp run in lock step here, so only presence counts.
 
+    The other forms of ``bar`` stop threads: see ``control``.
+
     Raises:
         Divergence: (when executed) a thread named by the mask is missing.
     """
@@ -116,4 +118,8 @@ def bind_barrier_of_warp(instruction: Instruction, machine: Machine) -> Handler:
     return meet
 
 
-BINDERS: dict[str, Binder] = {"shfl": bind_shuffle, "redux": bind_reduce}
+BINDERS: dict[str, Binder] = {
+    "shfl": bind_shuffle,
+    "redux": bind_reduce,
+    "bar": bind_barrier_of_warp,
+}
