@@ -51,7 +51,7 @@ class GemvConfig(Config):
     Attributes:
         block_rows: Rows side by side in a program.
         block_words: int32 words (16 weights each) of a row a step.
-        rows_per_thread: Rows a thread keeps in registers for every load of activations: 1, 2, 4.
+        rows_per_thread: Rows that share a thread's loads of activations.
         split: Programs that share a row's columns; more than one adds int32 sums atomically.
     """
 
@@ -81,14 +81,22 @@ class GemmConfig(Config):
     Attributes:
         block_tokens: Tokens of an output tile.
         block_rows: Weight rows of an output tile.
-        block_bytes: Bytes (four weights each) of a row a step; a multiple of 32.
-        num_stages: Loads in flight (asynchronous copies; no effect on Turing).
+        num_stages: Steps whose loads are in flight (asynchronous copies; no effect on Turing).
+        block_columns: Columns a step: 128 for matrix units, 16 or 32 for float32.
     """
 
     block_tokens: int
     block_rows: int
-    block_bytes: int
     num_stages: int
+    block_columns: int = 128
+
+    def __post_init__(self) -> None:
+        Config.__post_init__(self)
+        for name, smallest in (("block_tokens", 16), ("block_rows", 32)):
+            if (value := getattr(self, name)) < smallest:
+                raise KernelInputError(f"GemmConfig.{name}", value, f"{smallest} or more")
+        if self.block_columns not in (16, 32, 128):
+            raise KernelInputError("GemmConfig.block_columns", self.block_columns, "16, 32 or 128")
 
 
 @dataclass(frozen=True, slots=True)
