@@ -30,7 +30,9 @@ def _no_notice() -> Iterator[None]:
 
 
 @pytest.fixture(params=["int_mm", "float"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FallbackBackend:
+def backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FallbackBackend]:
     """The backend where ``torch._int_mm`` is exact, and as it is where that saturates."""
     exact = request.param == "int_mm"
     if exact and not int_mm_is_exact():
@@ -38,7 +40,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fallback, "int_mm_is_exact", lambda: exact)
     if not exact:
         monkeypatch.setattr(torch, "_int_mm", None)
-    return FallbackBackend()
+    # Products this small gain nothing from a second thread, and wait for it on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield FallbackBackend()
+    torch.set_num_threads(threads)
 
 
 def activations(tokens: int, columns: int, kind: str, seed: int = 0) -> Activations:
@@ -95,7 +101,9 @@ def test_every_matmul_is_bit_equal_to_the_reference(
         assert torch.equal(output, reference.linear(q, given_q.scale, head, row_scale, residual))
 
 
-def test_the_fused_call_is_the_two_calls(backend: FallbackBackend) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_fused_call_is_the_two_calls(backend: FallbackBackend, threads: int) -> None:
+    torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(1)
     x, norm = torch.randn(5, 300, generator=generator), torch.rand(300, generator=generator)
     trits, scale = weights(40, 300, "random"), torch.tensor([0.3])
