@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 SEED ?= 42
 
-.PHONY: demo test lint bench bench-kernels sanitize clean
+.PHONY: demo test lint bench bench-kernels sanitize clean test-newest-triton
 
 # The native extension, and CMake and Ninja where the system has none.
 NATIVE := CMakeLists.txt $(wildcard kernels/agentforge_kernels/native/*.[ch]pp)
@@ -32,6 +32,21 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=kernels:tui $(BIN)/lint-imports
+
+# The kernels' tests with the newest Triton there is, in an environment of its own.
+NEWEST := .venv-newest-triton
+NEWEST_INSTALLED := $(NEWEST)/.installed
+$(NEWEST_INSTALLED): pyproject.toml constraints.txt $(NATIVE)
+	$(PYTHON) -m venv $(NEWEST)
+	grep -v '^triton==' constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/bin/python -m pip install --quiet -c $(NEWEST)/constraints.txt $(BUILD_TOOLS)
+	$(NEWEST)/bin/python -m pip install --quiet -c $(NEWEST)/constraints.txt --no-build-isolation -e '.[dev]'
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --no-deps triton
+	touch $@
+
+test-newest-triton: $(NEWEST_INSTALLED)
+	$(NEWEST)/bin/python -c 'import triton; print("triton", triton.__version__)'
+	$(NEWEST)/bin/python -m pytest tests/kernels
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.bench_training
@@ -63,4 +78,4 @@ sanitize: $(INSTALLED)
 		$(wildcard tests/kernels/test_native_*sparse*.py tests/kernels/test_native_int8*.py)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
