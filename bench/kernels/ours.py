@@ -179,8 +179,10 @@ class Ours:
             arguments = (*fused, scale.data_ptr(), False, 0, *sizes)
             return Call(form, arguments, stride, y, (x, scale, weights))
         tokens = self._quantise(case, x)
+        count = (len(weights[0]),) if form == "block_sparse_linear" else ()
         per_row = () if form == "int8_linear" else (False,)
-        arguments = (*tokens.arguments, *addresses, scale.data_ptr(), *per_row, 0, *sizes)
+        weight_arguments = (*addresses, *count, scale.data_ptr(), *per_row)
+        arguments = (*tokens.arguments, *weight_arguments, 0, *sizes)
         return Call(form, arguments, 0, y, (tokens, scale, weights))
 
     def _laid_out(self, case: Case, form: str) -> tuple[Tensor, ...]:
@@ -205,7 +207,9 @@ class Ours:
         packed = pack(w, torch.tensor([WEIGHT_SCALE]))
         if form == "block_sparse_linear":
             blocks = sparse.to_block_sparse(packed)
-            return blocks.tiles, blocks.index, blocks.start
+            tiles = torch.empty_like(blocks.tiles)
+            self._extension.pack_tiles(blocks.tiles.data_ptr(), blocks.count, tiles.data_ptr())
+            return tiles, blocks.index, blocks.start
         if form == "activation_sparse_linear":
             return (backend.lay_out_columns(sparse.to_columns(packed).codes, case.n)[0],)
         panels, _ = backend.lay_out_dense(packed.codes, case.k)
