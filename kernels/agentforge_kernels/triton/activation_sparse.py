@@ -192,8 +192,7 @@ def add_chunks(
         total += tl.load(sums + chunk * slots, mask=inside, other=0)
 
     # Slot [group, word of 8, field, byte] is row 128 group + 32 field + 4 word + byte.
-    word = slot // 16
-    row = word // 8 * 128 + slot % 16 // 4 * 32 + word % 8 * 4 + slot % 4
+    row = (slot & -128) | ((slot & 12) << 3) | ((slot & 112) >> 2) | (slot & 3)
     store_outputs(
         total - tl.load(activation_sum + token),
         tl.load(activation_scale + token),

@@ -4,7 +4,8 @@
 Triton computes on bytes in a register each and packs the results again for the matrix unit: about
 12 instructions for the four trits of a packed byte. The assembly here does them together: a loop of
 64 tokens x 64 rows on compute capability 8.0 falls from 1,630 to 512 instructions (``tl.dot`` of
-int8, 32 matrix instructions). NVIDIA only; elsewhere the plain expression is compiled.
+int8, 32 matrix instructions). NVIDIA only: AMD's compiler gives no register to four packed bytes
+("couldn't allocate output register"), so there the plain expression is compiled.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def trits_of_plane(packed, PLANE: tl.constexpr, INSTRUCTION: tl.constexpr):
     Returns:
         int8 of the same shape, -1, 0 or 1.
     """
+    tl.static_assert(PLANE >= 0 and PLANE <= 3, "PLANE must be 0 to 3")
     if INSTRUCTION == "dp4a":
         if PLANE == 0:
             trits = _packed(_TRITS_0, packed)
@@ -80,6 +82,7 @@ def codes_of_plane(packed, PLANE: tl.constexpr, INSTRUCTION: tl.constexpr):
     Returns:
         int8 of the same shape, 0, 1 or 2.
     """
+    tl.static_assert(PLANE >= 0 and PLANE <= 3, "PLANE must be 0 to 3")
     if INSTRUCTION == "dp4a":
         if PLANE == 0:
             codes = _packed(_CODES_0, packed)
