@@ -11,7 +11,6 @@ from agentforge_kernels.triton.dot4 import dot4
 from agentforge_kernels.verify.cases import Arguments, KernelCase
 from agentforge_kernels.verify.targets import EXECUTED, SM80_AND_NEWER
 
-
 ROWS, WORDS = 8, 256
 """Of the matvec's small launch; a word holds four int8."""
 

@@ -1,16 +1,17 @@
 """Runs Triton kernels in Triton's interpreter, in a process that can also compile them.
 
-Triton decides at import, by ``TRITON_INTERPRET``, whether ``@triton.jit`` builds compiled or interpreted
-functions; a process is then one or the other. Verification needs both: interpret a kernel, then compile
-*the same object*. Hence :func:`interpreted`, which diverts calls for the time of a ``with`` block:
+Triton decides at import, by ``TRITON_INTERPRET``, whether ``@triton.jit`` builds compiled or
+interpreted functions; a process is then one or the other. Verification needs both: interpret a
+kernel, then compile *the same object*. Hence :func:`interpreted`, which for the time of a ``with``
+block
 
-* ``JITFunction.run`` (``kernel[grid](...)``) and ``JITFunction.__call__`` (device functions) go to an
-  ``InterpretedFunction`` made from the same Python function;
-* the interpreter's own patches of ``triton.language`` are undone at the end: those a device function
-  leaves behind would make a later compilation fail;
-* inline assembly, which the interpreter refuses, is looked up in :data:`INLINE_ASSEMBLY`.
+* diverts ``JITFunction.run`` (``kernel[grid](...)``) and ``JITFunction.__call__`` (device
+  functions) to the interpreted form of the same Python function;
+* replaces the parts of ``triton.language`` the interpreter replaces, once for all launches;
+* looks inline assembly, which the interpreter refuses, up in :data:`INLINE_ASSEMBLY`.
 
-Checked with Triton 3.7.1 and 3.9.0; it leans on Triton's private names, and the tests say when one moves.
+Checked with Triton 3.7.1 and 3.9.0; it leans on Triton's private names, and the tests say when one
+moves. With ``TRITON_INTERPRET`` set the block works as well; compiling then does not.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Int32Array = NDArray[np.int32]
 Emulation = Callable[..., NDArray[Any]]
 
 GUARD_BYTES = 256
-"""Bytes kept before and after every tensor to see stray stores (the interpreter has raw pointers)."""
+"""Bytes kept before and after every tensor to see stray stores; the interpreter checks none."""
 GUARD_VALUE = 0xA5
 
 
@@ -93,7 +94,7 @@ def _create_inline_asm(
     emulate = INLINE_ASSEMBLY.get(normalised)
     if emulate is None:
         raise NotImplementedError(
-            f"inline assembly {text!r} has no numpy meaning; add it to INLINE_ASSEMBLY in {__name__}"
+            f"inline assembly {text!r} has no numpy meaning; add it to {__name__}.INLINE_ASSEMBLY"
         )
     result = emulate(*[value.data for value in values])
     scalars = [getattr(kind, "scalar", kind) for kind in types]
@@ -112,25 +113,28 @@ def _interpreted_function(kernel: Any) -> Any:
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _interpreted_function(self)(*args, **kwargs)
+    # Not InterpretedFunction.__call__: it patches triton.language anew for every call, which takes
+    # most of the time, and leaves it so.
+    return _interpreted_function(self).rewrite()(*args, **kwargs)
 
 
 def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
     return _interpreted_function(self).run(*args, grid=grid, warmup=warmup, **kwargs)
 
 
-def _language_objects() -> list[Any]:
-    objects = [tl, tl.core, tl.math, tl.tensor, tl.core.tensor_descriptor_base, tl.dtype]
-    return objects + [getattr(tl, name) for name in ("condition",) if hasattr(tl, name)]
+class _EveryModule:
+    """Stands for a function that sees all of ``triton.language``, whose parts are then patched."""
+
+    __globals__ = {"tl": tl, "core": tl.core}
 
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
     """Within the block, every Triton kernel launched runs in the interpreter on CPU tensors.
 
-    ``TRITON_INTERPRET`` must not be set. Compilation works before and after, not within. Out-of-bounds
-    accesses are not noticed (the interpreter follows raw pointers): :func:`run_interpreted` guards
-    against stray stores, ``verify.ptx`` finds all.
+    Compilation works before and after, not within. Out-of-bounds accesses are not noticed (the
+    interpreter follows raw pointers): :func:`run_interpreted` guards against stray stores,
+    ``verify.ptx`` finds all.
 
     Raises:
         NotImplementedError: (from the launch, inside Triton's ``InterpreterError``) inline assembly
@@ -138,24 +142,16 @@ def interpreted() -> Iterator[None]:
     """
     builder = triton_interpreter.InterpreterBuilder
     saved = (JITFunction.__call__, JITFunction.run, builder.create_inline_asm)
-    language = [(thing, dict(vars(thing))) for thing in _language_objects()]
-    JITFunction.__call__ = _call
-    JITFunction.run = _run
+    JITFunction.__call__, JITFunction.run = _call, _run
     builder.create_inline_asm = _create_inline_asm
     try:
-        yield
+        language = triton_interpreter._patch_lang(_EveryModule)
+        try:
+            yield
+        finally:
+            language.restore()
     finally:
         JITFunction.__call__, JITFunction.run, builder.create_inline_asm = saved
-        for thing, before in language:
-            _restore_attributes(thing, before)
-
-
-def _restore_attributes(thing: Any, before: dict[str, Any]) -> None:
-    for name, value in list(vars(thing).items()):
-        if name not in before:
-            delattr(thing, name)
-        elif before[name] is not value:
-            setattr(thing, name, before[name])
 
 
 def run_interpreted(case: KernelCase, seed: int = 0, target: str | None = None) -> Arguments:
