@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import _disable_current_modes
 
 from agentforge_kernels.errors import KernelInputError
@@ -68,7 +69,11 @@ def bind_dense(panels: Tensor, scale: Tensor, rows: int, columns: int) -> DenseC
             return None
         norm_address = added_address = 0
         if norm_weight is not None:
-            if not _fits(norm_weight, columns) or not 0.0 <= epsilon < 1e30:
+            if (
+                norm_weight.ndim != 1
+                or not _fits(norm_weight, columns)
+                or not 0.0 <= epsilon < 1e30
+            ):
                 return None
             norm_address = norm_weight.data_ptr()
         if residual is not None:
@@ -105,7 +110,8 @@ def is_watched() -> bool:
 
 def _fits(tensor: Tensor, values: int) -> bool:
     return (
-        tensor.dtype == torch.float32
+        type(tensor) in (Tensor, Parameter)
+        and tensor.dtype == torch.float32
         and tensor.is_cpu
         and tensor.is_contiguous()
         and tensor.numel() == values

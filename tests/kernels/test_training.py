@@ -1,0 +1,194 @@
+"""The training layer: the reference's bits forward, straight through the quantisers backward."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from agentforge_kernels import (
+    KernelInputError,
+    pack,
+    quantize_weights,
+    reference,
+    ste_ternary_linear,
+    ternary_linear,
+    training,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def of_the_reference(x: Tensor, weight: Tensor) -> Tensor:
+    q, scale, _ = reference.quantize_activations(x.reshape(-1, x.shape[-1]))
+    output = reference.linear(q, scale, *quantize_weights(weight))
+    return output.reshape(*x.shape[:-1], -1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.integers(1, 9),
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 300),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 2**16),
+)
+def test_forward_has_the_bits_of_the_reference(
+    tokens: int, rows: int, columns: int, dtype: torch.dtype, seed: int
+) -> None:
+    x, weight = draw(tokens, columns, seed=seed).to(dtype), draw(rows, columns, seed=seed).to(dtype)
+    output = ste_ternary_linear(x, weight)
+    wanted = of_the_reference(x, weight)
+    assert output.dtype == dtype
+    assert torch.equal(output, wanted.to(dtype))
+    packed = pack(*quantize_weights(weight))
+    assert torch.equal(ternary_linear(x, packed), wanted)
+
+
+@pytest.mark.parametrize("value", [127.0, -127.0, 1.0])
+def test_forward_is_exact_where_float32_would_not_be(value: float) -> None:
+    # 127 times 132,200 is beyond 2^24, up to which float32 holds every integer.
+    columns = training.EXACT_COLUMNS + 1128
+    x = torch.full((2, columns), value)
+    x[:, 0] = 126 / 127 * value
+    weight = torch.ones(3, columns)
+    weight[1] = -1
+    assert torch.equal(ste_ternary_linear(x, weight), of_the_reference(x, weight))
+
+
+def test_forward_is_exact_under_autocast() -> None:
+    x, weight = draw(5, 600), draw(30, 600)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ste_ternary_linear(x, weight)
+    assert torch.equal(output, of_the_reference(x, weight))
+
+
+def test_backward_is_a_linear_layer_s_with_the_dequantised_tensors() -> None:
+    x, weight, bias, grad = draw(2, 3, 200), draw(70, 200), draw(70), draw(2, 3, 70, seed=5)
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    ste_ternary_linear(*leaves).backward(grad)
+    q, scale, _ = reference.quantize_activations(x.reshape(-1, 200))
+    trits, weight_scale = quantize_weights(weight)
+    dequantised_x = (q.float() * scale[:, None]).requires_grad_()
+    dequantised_weight = (trits.float() * weight_scale).requires_grad_()
+    F.linear(dequantised_x, dequantised_weight, bias).backward(grad.reshape(-1, 70))
+    assert torch.equal(leaves[0].grad.reshape(-1, 200), dequantised_x.grad)
+    assert torch.equal(leaves[1].grad, dequantised_weight.grad)
+    assert torch.equal(leaves[2].grad, grad.sum((0, 1)))
+
+
+def of_transformers(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and gradients of transformers' AutoBitLinear, quantising online."""
+    from transformers.integrations.bitnet import AutoBitLinear
+
+    layer = AutoBitLinear(weight.shape[1], weight.shape[0], bias=False, online_quant=True)
+    layer.weight.data = weight.clone()
+    x = x.clone().requires_grad_()
+    output = layer(x)
+    output.backward(grad)
+    return output.detach(), x.grad, layer.weight.grad
+
+
+def test_equals_transformers_bit_for_bit_where_nothing_is_rounded() -> None:
+    # Scales that are powers of two, small whole gradients: every float of both sides is exact, so
+    # formulas are compared and not the order of additions.
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(-127, 128, (6, 64), generator=generator).float() / 32
+    x[:, 0] = 127 / 32
+    weight = torch.randint(0, 2, (16, 64), generator=generator).float() * 2 - 1
+    weight = torch.where(torch.arange(64) % 2 == 0, weight, weight * 0.25) * 0.8
+    weight /= weight.abs().mean() * 2
+    grad = torch.randint(-4, 5, (6, 16), generator=generator).float()
+    assert float(weight.abs().mean()) == 0.5
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    output = ste_ternary_linear(*leaves)
+    output.backward(grad)
+    assert {-1, 0, 1} == set(quantize_weights(weight)[0].unique().tolist())
+    for ours, theirs in zip(
+        (output, leaves[0].grad, leaves[1].grad), of_transformers(x, weight, grad), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("tokens", "rows", "columns"), [(1, 1, 1), (7, 33, 200), (16, 64, 513)])
+def test_is_close_to_transformers_everywhere(tokens: int, rows: int, columns: int) -> None:
+    x, weight, grad = draw(tokens, columns), draw(rows, columns, seed=1), draw(tokens, rows, seed=2)
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    output = ste_ternary_linear(*leaves)
+    output.backward(grad)
+    for ours, theirs in zip(
+        (output, leaves[0].grad, leaves[1].grad), of_transformers(x, weight, grad), strict=True
+    ):
+        # Float sums of up to 513 terms in another order, and q / (127 / m) for q * (m / 127).
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_only_what_is_wanted_is_computed_and_nothing_is_kept_for_evaluation() -> None:
+    x, weight = draw(3, 20), draw(4, 20).requires_grad_()
+    ste_ternary_linear(x, weight).sum().backward()
+    assert weight.grad is not None
+    with torch.no_grad():
+        assert ste_ternary_linear(x, weight).grad_fn is None
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        ste_ternary_linear(x, weight)
+    assert sum(tensor.nbytes for tensor in saved) == 3 * 20 + 3 * 4 + 4 * 20 + 4
+
+
+def test_learns_a_ternary_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(-1, 2, (8, 32), generator=generator).float()
+    weight = (torch.randn(8, 32, generator=generator) * 0.1).requires_grad_()
+    optimiser = torch.optim.Adam([weight], lr=0.02)
+    losses = []
+    for _ in range(150):
+        x = torch.randn(64, 32, generator=generator)
+        loss = F.mse_loss(ste_ternary_linear(x, weight), x @ target.T)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    trits, scale = quantize_weights(weight.detach())
+    assert losses[-1] < losses[0] / 20
+    assert (trits == target).float().mean() > 0.95
+    assert abs(float(scale) - 1) < 0.3
+
+
+@pytest.mark.parametrize("leading", [(0,), (2, 0), ()])
+def test_no_token_and_one_token_without_a_dimension(leading: tuple[int, ...]) -> None:
+    x, weight = draw(*leading, 20).requires_grad_(), draw(4, 20).requires_grad_()
+    output = ste_ternary_linear(x, weight)
+    assert output.shape == (*leading, 4)
+    output.sum().backward()
+    assert x.grad.shape == x.shape
+    assert weight.grad.shape == weight.shape
+
+
+def test_bad_arguments_are_refused_by_name() -> None:
+    x, weight = draw(3, 20), draw(4, 20)
+    nan_x, nan_weight = x.clone(), weight.clone()
+    nan_x[1, 3] = float("inf")
+    nan_weight[2, 2] = float("nan")
+    for arguments, message in [
+        ((x.int(), weight), "x: torch.int32; allowed: float32, float16 or bfloat16"),
+        ((x, weight.double()), "weight: torch.float64"),
+        ((x[:, :19], weight), r"x: shape \[3, 19\]; allowed: \[..., 20\]"),
+        ((x, weight[0]), r"weight: shape \[20\]"),
+        ((x.to("meta"), weight), "x: device meta; allowed: cpu"),
+        ((nan_x, weight), "x: NaN or infinity in token 1; allowed: finite values"),
+        ((x, nan_weight), "weight: NaN or infinity"),
+        ((x, weight, draw(5)), r"bias: shape \[5\]; allowed: \[4\]"),
+        ((x, weight, draw(4).to("meta")), "bias: device meta"),
+        (([1.0], weight), "x: a list; allowed: a Tensor"),
+    ]:
+        with pytest.raises(KernelInputError, match=message):
+            ste_ternary_linear(*arguments)
