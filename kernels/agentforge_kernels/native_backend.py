@@ -275,6 +275,7 @@ class NativeBackend:
         weight = _on_cpu("weight", weight, torch.uint8)
         _check_size("weight", weight, self._extension.lanes_bytes(rows, columns))
         row_scale, residual = _epilogue(row_scale, residual, q.shape[0], rows)
+        row_scale = row_scale.expand(rows).contiguous()  # named: it must outlive its address
         output = _new(q.shape[0], rows, dtype=torch.float32)
         self._extension.int8_linear(
             q.data_ptr(),
@@ -283,7 +284,7 @@ class NativeBackend:
             total.data_ptr(),
             q.shape[0],
             weight.data_ptr(),
-            row_scale.expand(rows).contiguous().data_ptr(),
+            row_scale.data_ptr(),
             _address(residual),
             output.data_ptr(),
             rows,
