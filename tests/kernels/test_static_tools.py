@@ -90,7 +90,9 @@ def test_sass_is_read_instruction_by_instruction() -> None:
 def test_the_loop_keeps_its_stretch_out_of_line_and_nothing_else() -> None:
     code = sass.instructions(sass.parse_lines(SASS))
     assert loops(code) == [[2, 3, 4, 5, 6, 7, 8, 11, 12]]
-    counted = tally(hot_loop(code))
+    loop, unrolled = hot_loop(code)
+    assert unrolled == 1
+    counted = tally(loop)
     assert counted.instructions == 9
     assert counted.loads == {1: 1, 16: 1}
     assert counted.narrow_loads == 1
@@ -162,7 +164,9 @@ def test_files_without_one_kernel_are_refused() -> None:
 
 def test_amd_assembly_is_read_instruction_by_instruction() -> None:
     code = amdgcn.instructions(AMD)
-    counted = tally(hot_loop(code))
+    loop, unrolled = hot_loop(code)
+    assert unrolled == 1
+    counted = tally(loop)
     assert [instruction.opcode for instruction in code][-1] == "s_endpgm"
     assert loops(code) == [list(range(2, 10))]
     # s_delay_alu is a hint and occupies no pipe.
@@ -238,8 +242,38 @@ def test_natural_loops(code: list[Instruction], expected: list[list[int]]) -> No
 def test_the_hot_loop_is_the_one_with_the_products() -> None:
     longer = [STEP] * 9
     code = [*longer, jump(0), DOT, jump(10)]
-    assert hot_loop(code) == code[10:]
-    assert hot_loop(longer) == []
+    assert hot_loop(code) == (code[10:], 1)
+    assert hot_loop(longer) == ([], 1)
+
+
+def code_of(*opcodes: str) -> list[Instruction]:
+    """Instructions as the SASS parser makes them, and a branch back to the first."""
+    lines = [f"        /*{16 * i:04x}*/        {opcode} R1 ;" for i, opcode in enumerate(opcodes)]
+    return [*sass.instructions(sass.parse_lines("\n".join(lines))), jump(0)]
+
+
+def behind(code: list[Instruction], loop: list[Instruction]) -> list[Instruction]:
+    return code + [
+        item if item.target is None else dataclasses.replace(item, target=len(code))
+        for item in loop
+    ]
+
+
+def test_an_unrolled_loop_is_known_by_the_loop_for_the_rest() -> None:
+    once = code_of("LDG.E.128", "FADD", "IADD3", "STG.E")
+    # Addresses and counters are shared between the trips.
+    four = code_of(*["LDG.E.128"] * 4, *["FADD"] * 4, "IADD3", *["STG.E"] * 4)
+    assert hot_loop(behind(four, once)) == (four, 4)
+    assert hot_loop(four) == (four, 1)
+    # Loops that compute something else, or not a whole number of times as often.
+    for other in (
+        code_of("LDG.E.128", "FMUL", "STG.E"),
+        code_of("LDG.E.64", "FADD", "STG.E"),
+        code_of("LDG.E.128", "FADD", "FADD", "STG.E"),
+        code_of(*["LDG.E.128", "FADD", "STG.E"] * 3),
+        code_of("IADD3", "IMAD"),
+    ):
+        assert hot_loop(behind(four, other)) == (four, 1)
 
 
 # --- occupancy and model --------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,14 +131,49 @@ def loops(code: Sequence[Instruction]) -> list[list[int]]:
     ]
 
 
-def hot_loop(code: Sequence[Instruction]) -> list[Instruction]:
-    """The innermost loop that does the work; empty where the code has no loop.
+def hot_loop(code: Sequence[Instruction]) -> tuple[list[Instruction], int]:
+    """The innermost loop that does the work, and how many trips of the source's loop it makes in one.
 
-    That is the one with most matrix and dot-product instructions, then float multiply-adds, then
-    loaded bytes, then instructions: a kernel may normalise and quantise in loops of its own first.
+    It is the one with most matrix and dot-product instructions, then float multiply-adds, then loaded
+    bytes, then instructions: a kernel may normalise and quantise in loops of its own first.
+
+    A loop that a compiler unrolled for an unknown number of trips comes with a second one for those that
+    remain; where every instruction that computes or moves data is there a whole number of times less
+    often, that number is how often it was unrolled. Without such a second loop the answer is 1.
+
+    Returns:
+        The loop's instructions (none where the code has no loop) and that number.
     """
     candidates = [[code[index] for index in loop] for loop in loops(code)]
-    return max(candidates, key=_importance, default=[])
+    if not candidates:
+        return [], 1
+    chosen = max(candidates, key=_importance)
+    return chosen, max([1, *(_ratio(chosen, other) for other in candidates if other is not chosen)])
+
+
+_MOVING = re.compile(
+    r"(F[A-Z0-9]+|MUFU|I2FP?|ST[GS]|RED|ATOM[GS]?|SHFL)\b|\w*(_f(16|32|64)|_cvt_|_store_|_atomic_)"
+)
+"""Names of float arithmetic, stores and exchanges: what, with the counted kinds, unrolling repeats exactly.
+Addresses and counters it does not."""
+
+
+def _ratio(loop: list[Instruction], remainder: list[Instruction]) -> int:
+    """How many times the characteristic instructions of one loop hold those of another; 0: not so."""
+    many, few = _characteristic(loop), _characteristic(remainder)
+    if not few or many.keys() != few.keys():
+        return 0
+    ratios = {(count // few[name], count % few[name]) for name, count in many.items()}
+    times, rest = ratios.pop()
+    return times if not ratios and not rest else 0
+
+
+def _characteristic(loop: list[Instruction]) -> Counter[str]:
+    return Counter(
+        f"{item.opcode.split('.')[0]} {item.load_bytes}"
+        for item in loop
+        if item.kind not in ("other", "spill") or _MOVING.match(item.opcode)
+    )
 
 
 def _importance(loop: list[Instruction]) -> tuple[int, int, int, int]:

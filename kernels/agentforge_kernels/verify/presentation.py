@@ -48,14 +48,15 @@ NOTE = """\
 regs: registers a thread; spill, smem: bytes; occ: share of the warps a multiprocessor can hold; loop: instructions
 of the hot loop ("-": no loop, the counts are of the whole kernel); loads: from device memory in it; instr/item:
 instructions a weight (or element), all threads together. Modelled us: a model, not a measurement: the longest of
-memory, integer pipe, loads and matrix units for 4096 x 4096 weights, with the memory time's share of it."""
+memory, integer pipe, loads and matrix units for the largest of the product's shapes (6912 x 2560 weights; a kernel
+without a loop over columns: 1792 x 512), with the memory time's share of it. --json has the other shapes."""
 
 
 def _cells(report: StaticReport) -> tuple[str, ...]:
     work = report.work
     loads = " ".join(f"{count}x{8 * width}" for width, count in work.loads.items())
     per_item = report.instructions_per_item
-    times = [time for time in report.modelled_times() if (time.rows, time.columns) == (4096, 4096)]
+    time = max(report.modelled_times(), key=lambda time: time.rows * time.columns, default=None)
     unit = "" if report.item in ("", "weight") else f" per {report.item}"
     return (
         report.case,
@@ -70,6 +71,5 @@ def _cells(report: StaticReport) -> tuple[str, ...]:
         str(work.count("int8_matrix")),
         str(work.count("float_multiply_add")),
         "-" if per_item is None else f"{per_item:.2f}{unit}",
-        "  ".join(f"{time.device} {time.us:.1f} ({time.roofline_share:.0%})" for time in times)
-        or "-",
+        "-" if time is None else f"{time.device} {time.us:.1f} ({time.roofline_share:.0%})",
     )

@@ -22,6 +22,9 @@ from agentforge_kernels.verify.roofline import (
 )
 from agentforge_kernels.verify.targets import TARGETS
 
+LONGEST_WITHOUT_A_LOOP = 1024
+"""Columns up to which a kernel without a loop over them is modelled: it holds a row in registers."""
+
 
 @dataclass(frozen=True, slots=True)
 class StaticReport:
@@ -94,6 +97,7 @@ class StaticReport:
             for device in DEVICES
             if device.target == self.target
             for rows, columns in PRODUCT_SHAPES
+            if self.loop is not None or columns <= LONGEST_WITHOUT_A_LOOP
         ]
 
 
@@ -152,7 +156,7 @@ def _report(case: KernelCase, compiled: aot.CompiledCase, code: list[Instruction
         # What a launch asks for and what the code declares are the same memory on AMD.
         declared = max(0, amd.shared_bytes - compiled.shared_bytes)
     shared_bytes = compiled.shared_bytes + declared
-    loop = hot_loop(code)
+    loop, unrolled = hot_loop(code)
     counted = tally(loop) if loop else None
     items = case.work.items_per_trip / compiled.threads if case.work else None
     return StaticReport(
@@ -170,23 +174,20 @@ def _report(case: KernelCase, compiled: aot.CompiledCase, code: list[Instruction
         item=case.work.item if case.work else "",
         items_per_thread=items,
         bytes_per_item=case.work.bytes_per_item if case.work else 0.0,
-        unrolled=_unrolled(case.role, counted, items),
+        unrolled=max(unrolled, _repeated_products(case, counted, items)),
     )
 
 
-def _unrolled(role: Role, loop: Tally | None, items: float | None) -> int:
+def _repeated_products(case: KernelCase, loop: Tally | None, items: float | None) -> int:
     """How often a compiler repeated the source's loop body, from the dot products in it.
 
-    At batch 1 a dot product takes four weights, so a trip has a quarter as many as weights, and one
-    unrolled twice twice as many. Where that is not a whole number the answer is 1 and the gates
-    complain. Other kernels use a weight several times; their loops are taken as they are.
+    A dot product takes four items (a batch counts a weight once for each token), so one trip has a
+    quarter as many, and some more for corrections. Only a matvec's items are sure to be counted so.
     """
-    if role not in ("gemv", "masked_gemv"):
+    alone = case.role in ("gemv", "masked_gemv")
+    if loop is None or not items or not (alone or "token" in (case.work.item if case.work else "")):
         return 1
-    if loop is None or not items or not loop.count("dot4"):
-        return 1
-    times = loop.count("dot4") * 4 / items
-    return int(times) if times == int(times) and times >= 1 else 1
+    return max(1, int(loop.count("dot4") * 4 / items))
 
 
 def report_everything(
