@@ -52,6 +52,7 @@ def examine(runs_root: Path, *, network: bool = True) -> tuple[Finding, ...]:
         *(_package(name, "missing", "") for name in NEEDED),
         *(_package(name, "note", use) for name, use in OPTIONAL.items()),
         _gpu(machine.gpus, machine.gpu_driver, machine.cuda, machine.cuda_usable),
+        *_kernels(gpu=machine.cuda_usable, torch_works=machine.torch is not None),
     ]
     if network:
         found.append(_hub())
@@ -79,6 +80,25 @@ def _gpu(gpus: tuple[str, ...], version: str | None, cuda: str | None, usable: b
         return Finding("gpu", "ok", f"{cards}; driver {version}, CUDA {cuda}")
     why = "this torch is built without CUDA" if cuda is None else f"CUDA {cuda} cannot start"
     return Finding("gpu", "note", f"{cards}; driver {version}, but {why}; runs use the CPU")
+
+
+def _kernels(*, gpu: bool, torch_works: bool = True) -> list[Finding]:
+    """Which ternary kernels compute where; ``missing`` when a forced backend serves no device."""
+    if not torch_works:
+        return [Finding("kernels", "note", "not asked: torch cannot be imported")]
+    from agentforge_kernels import BackendUnavailableError, KernelInputError, explain
+
+    found, refused = [], []
+    for name, device in [("kernels", "cpu"), *([("gpu kernels", "cuda")] if gpu else [])]:
+        try:
+            text = explain(device)
+        except (BackendUnavailableError, KernelInputError) as error:
+            refused.append((name, str(error)))
+        else:
+            compiled = text.startswith(("native", "triton"))
+            found.append(Finding(name, "ok" if compiled else "note", text))
+    # A backend forced for one device need not serve the other one.
+    return found + [Finding(name, "note" if found else "missing", why) for name, why in refused]
 
 
 def _hub() -> Finding:

@@ -238,6 +238,73 @@ def test_doctor(capsys):
     assert "core(s)" in findings["cpu"]["detail"]
 
 
+def doctor_on_kernels(capsys):
+    code, out, _ = run(capsys, "doctor", "--no-network", "--json")
+    return code, {f["name"]: f for f in json.loads(out)}["kernels"]
+
+
+def test_doctor_says_which_kernels_compute(capsys, monkeypatch):
+    from agentforge_kernels import dispatch, native
+
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    code, found = doctor_on_kernels(capsys)
+    assert code == 0
+    if native.extension is None:
+        assert found["state"] == "note"
+        assert found["detail"].startswith("fallback")
+    else:
+        level = native.extension.isa_name(native.extension.isa())
+        assert found["state"] == "ok"
+        assert found["detail"].startswith(f"native, {level}, ")
+        assert "OpenMP" in found["detail"]
+    monkeypatch.setattr(dispatch, "extension", None)
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda: "no compiler was found")
+    code, found = doctor_on_kernels(capsys)
+    assert (code, found["state"]) == (0, "note")
+    assert "because no compiler was found" in found["detail"]
+
+
+def test_doctor_refuses_kernels_that_are_forced_and_cannot_run(capsys, monkeypatch):
+    from agentforge_kernels import dispatch
+
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    code, found = doctor_on_kernels(capsys)
+    assert (code, found["state"]) == (0, "note")
+    assert "forced by AGENTFORGE_KERNELS" in found["detail"]
+    monkeypatch.setenv(dispatch.VARIABLE, "native")
+    monkeypatch.setattr(dispatch, "extension", None)
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda: "no compiler was found")
+    dispatch._choose.cache_clear()
+    code, found = doctor_on_kernels(capsys)
+    dispatch._choose.cache_clear()
+    assert (code, found["state"]) == (3, "missing")
+    assert "no compiler was found" in found["detail"]
+    assert "allowed here: auto, reference" in found["detail"]
+    monkeypatch.setenv(dispatch.VARIABLE, "fast")
+    code, found = doctor_on_kernels(capsys)
+    assert (code, found["state"]) == (3, "missing")
+    assert "auto, triton, native, reference" in found["detail"]
+
+
+def test_doctor_on_a_gpu_the_forced_kernels_do_not_serve(monkeypatch):
+    from agentforge_kernels import BackendUnavailableError
+
+    from agentforge.doctor import Finding, _kernels
+
+    def explain(device):
+        if device == "cpu":
+            raise BackendUnavailableError("it computes on a GPU")
+        return "triton 3.7.1, turing configurations"
+
+    monkeypatch.setattr("agentforge_kernels.explain", explain)
+    assert _kernels(gpu=True) == [
+        Finding("gpu kernels", "ok", "triton 3.7.1, turing configurations"),
+        Finding("kernels", "note", "it computes on a GPU"),
+    ]
+    assert _kernels(gpu=True, torch_works=False)[0].state == "note"
+    assert _kernels(gpu=False) == [Finding("kernels", "missing", "it computes on a GPU")]
+
+
 def test_clean_lists_and_removes_old_runs(capsys, tmp_path):
     from agentforge.config.load import load_config
     from agentforge.run.layout import create_run_dir
