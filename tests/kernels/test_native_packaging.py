@@ -112,3 +112,70 @@ def test_the_package_says_why_it_has_no_native_backend(wheel: Path, tmp_path: Pa
     assert not answer["extension"]
     assert "not built" in answer["reason"]
     assert answer["reason"] in answer["refused"]
+
+
+EXACT = """
+import json, warnings
+import torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from agentforge_kernels import *
+    from agentforge_kernels import dispatch, reference
+    generator = torch.Generator().manual_seed(0)
+    cases = wrong = 0
+
+    def compare(output, x, weight, scale, residual=None):
+        global cases, wrong
+        q, activation_scale, _ = reference.quantize_activations(x)
+        wanted = reference.linear(q, activation_scale, weight, scale, residual)
+        cases += 1
+        wrong += not torch.equal(output, wanted)
+
+    for rows, columns in ((1, 1), (63, 127), (70, 200), (256, 1024)):
+        for tokens in (1, 2, 17):
+            trits = torch.randint(-1, 2, (rows, columns), generator=generator, dtype=torch.int8)
+            scale = torch.rand(rows, generator=generator) + 0.5
+            packed = pack(trits, scale)
+            x = torch.randn(tokens, columns, generator=generator)
+            residual = torch.randn(tokens, rows, generator=generator)
+            extreme = torch.full((tokens, columns), -127.0)
+            blocks, by_column = to_block_sparse(packed), to_columns(packed)
+            head = quantize_int8(torch.randn(rows, columns, generator=generator))
+            for v in (x, extreme):
+                compare(ternary_linear(v, packed), v, trits, scale)
+                compare(ternary_linear(v, packed, residual=residual), v, trits, scale, residual)
+                compare(ternary_linear_block_sparse(v, blocks), v, trits, scale)
+                compare(ternary_linear_activation_sparse(v, by_column), v, trits, scale)
+                compare(int8_linear(v, head), v, head.weight, head.scale)
+    layer = TernaryLinear.from_linear(torch.nn.Linear(200, 70, bias=False))
+    x = torch.randn(3, 200, generator=generator)
+    compare(layer(x), x, unpack(layer.packed), layer.scale)
+    try:
+        layer(x * float("nan"))
+        refused = ""
+    except KernelInputError as error:
+        refused = str(error)
+print(json.dumps({
+    "backend": dispatch.backend_for(torch.device("cpu")).name,
+    "explained": explain(),
+    "cases": cases,
+    "wrong": wrong,
+    "refused": refused,
+    "notices": [str(w.message) for w in caught if "agentforge_kernels" in str(w.message)],
+}))
+"""
+
+
+def test_without_a_compiler_results_are_exact_and_one_notice_is_given(
+    wheel: Path, tmp_path: Path
+) -> None:
+    answer = json.loads(installed(wheel, tmp_path, EXACT))
+    assert answer["backend"] == "fallback"
+    assert answer["explained"].startswith("fallback")
+    assert "because the extension was not built" in answer["explained"]
+    assert answer["cases"] == 4 * 3 * 2 * 5 + 1
+    assert answer["wrong"] == 0
+    assert answer["refused"].startswith("x: NaN or infinity in token 0")
+    (notice,) = answer["notices"]
+    assert "not built" in notice
+    assert "install a C++ compiler" in notice
