@@ -113,6 +113,9 @@ class Ours:
         self, extension: str | None = None, isa: str | None = None, dense: bool = False
     ) -> None:
         self._extension = load_extension(extension, isa)
+        from bench.kernels import package
+
+        self._package = package
         self._dense = dense
         self._weights: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
         self._call: Call | None = None
@@ -195,25 +198,21 @@ class Ours:
         return self._weights[1]
 
     def _lay_out(self, case: Case, form: str) -> tuple[Tensor, ...]:
-        from agentforge_kernels import sparse
-        from agentforge_kernels.arena import place_consecutively
-        from agentforge_kernels.format import pack
-        from agentforge_kernels.native_backend import NativeBackend
-
-        backend = NativeBackend()
+        package = self._package
+        backend = package.NativeBackend()
         w = torch.from_numpy(_trits(case))
         if form == "int8_linear":
             return (backend.lay_out_int8(w)[0],)
-        packed = pack(w, torch.tensor([WEIGHT_SCALE]))
+        packed = package.pack(w, torch.tensor([WEIGHT_SCALE]))
         if form == "block_sparse_linear":
-            blocks = sparse.to_block_sparse(packed)
+            blocks = package.to_block_sparse(packed)
             tiles = torch.empty_like(blocks.tiles)
             self._extension.pack_tiles(blocks.tiles.data_ptr(), blocks.count, tiles.data_ptr())
             return tiles, blocks.index, blocks.start
         if form == "activation_sparse_linear":
-            return (backend.lay_out_columns(sparse.to_columns(packed).codes, case.n)[0],)
+            return (backend.lay_out_columns(package.to_columns(packed).codes, case.n)[0],)
         panels, _ = backend.lay_out_dense(packed.codes, case.k)
-        return tuple(place_consecutively([panels] * case.copies))
+        return tuple(package.place_consecutively([panels] * case.copies))
 
     def _exact_weights(self, case: Case) -> NDArray[np.float32]:
         return _trits(case).astype(np.float32) * np.float32(WEIGHT_SCALE)
@@ -256,14 +255,11 @@ class FromPython(Ours):
         assert self._call is not None
         self._arguments = self._call.arguments
         if self._operation:
-            from agentforge_kernels.format import pack
-            from agentforge_kernels.ops import ternary_linear
-            from agentforge_kernels.prepared import prepare
-
+            package = self._package
             torch.set_num_threads(case.threads)
-            packed = pack(torch.from_numpy(_trits(case)), torch.tensor([WEIGHT_SCALE]))
-            self._function = ternary_linear
-            self._arguments = (torch.from_numpy(inputs(case.m, case.k)), prepare(packed))
+            packed = package.pack(torch.from_numpy(_trits(case)), torch.tensor([WEIGHT_SCALE]))
+            self._function = package.ternary_linear
+            self._arguments = (torch.from_numpy(inputs(case.m, case.k)), package.prepare(packed))
         return error
 
     def run(self, case: Case, repeats: int) -> float:
