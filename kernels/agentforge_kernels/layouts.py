@@ -54,6 +54,13 @@ def int8_layout(weight: Tensor, backend: Backend) -> LaidOut:
     return _find("int8", weight, 0, backend, lambda stored, _: backend.lay_out_int8(stored))
 
 
+def tile_layout(
+    tiles: Tensor, backend: Backend, lay_out: Callable[[Tensor], tuple[Tensor, Layout]]
+) -> LaidOut:
+    """Layout of stored tiles uint8 ``[count, 256]`` for a backend with an order of its own."""
+    return _find("tiles", tiles, 0, backend, lambda stored, _: lay_out(stored))
+
+
 def keep(codes: Tensor, columns: int, backend: Backend, laid_out: LaidOut) -> None:
     """Make ``laid_out`` the layout of stored codes (after it was copied into an arena)."""
     _keep(_key("dense", codes, columns, backend), codes, laid_out)
