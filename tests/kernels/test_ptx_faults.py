@@ -295,9 +295,9 @@ def test_every_barrier_of_a_compiled_quantiser_is_needed(target: str) -> None:
         wrong = []
         for schedule in Schedule:
             with pytest.raises((Race, UninitialisedRead)):
-                run_program(NORM, program, compiled.shared_bytes, 1, schedule)
+                run_program(NORM, program, compiled.shared_bytes, 1, [schedule])
             try:
-                run_program(NORM, program, compiled.shared_bytes, 1, schedule, detect=False)
+                run_program(NORM, program, compiled.shared_bytes, 1, [schedule], detect=False)
             except (AssertionError, PtxFault):
                 wrong.append(schedule)
         assert wrong, f"barrier {number} of {count}: no schedule shows it in the results"
@@ -323,9 +323,9 @@ def test_a_compiled_pipeline_without_its_synchronisation(
     damaged, count = re.subn(pattern, instead, compiled.ptx)
     assert count >= 1
     for schedule in Schedule:
-        run_program(case, parse(compiled.ptx), compiled.shared_bytes, 1, schedule)
+        run_program(case, parse(compiled.ptx), compiled.shared_bytes, 1, [schedule])
         with pytest.raises((Race, UninitialisedRead)):
-            run_program(case, parse(damaged), compiled.shared_bytes, 1, schedule)
+            run_program(case, parse(damaged), compiled.shared_bytes, 1, [schedule])
 
 
 def change(old: str, new: str) -> Callable[[str], str]:

@@ -54,13 +54,12 @@ def bind_atomic(instruction: Instruction, machine: Machine) -> Handler:
     def combine(old: Array, values: list[Array]) -> Array:
         if operation == "cas":
             return np.where(old == values[0], values[1], old)
-        with np.errstate(all="ignore"):
-            return COMBINE[operation](old, values[0]).astype(numpy_kind)
+        return COMBINE[operation](old, values[0]).astype(numpy_kind)
 
     def run(active: Active) -> None:
         addresses = read_address(active)
         values = [read(active) for read in readers]
-        old = np.empty(len(active), numpy_kind)
+        old = np.empty(active.count, numpy_kind)
         for turn in turns(addresses):
             old[turn] = machine.global_memory.load(addresses[turn], numpy_kind)[:, 0]
             new = combine(old[turn], [value[turn] for value in values])

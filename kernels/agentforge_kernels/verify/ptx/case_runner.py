@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from agentforge_kernels.verify.aot import compile_case
-from agentforge_kernels.verify.cases import Arguments, KernelCase, copy_arguments
+from agentforge_kernels.verify.cases import Arguments, KernelCase
 from agentforge_kernels.verify.ptx.control import Schedule
 from agentforge_kernels.verify.ptx.executor import launch
 from agentforge_kernels.verify.ptx.faults import PtxFault
@@ -16,12 +16,12 @@ from agentforge_kernels.verify.ptx.parser import parse
 from agentforge_kernels.verify.ptx.program import Program
 from agentforge_kernels.verify.ptx.types import Array
 
-parse_once = functools.lru_cache(maxsize=8)(parse)
-"""A case is run several times on end, with other seeds and schedules."""
-
 
 def run_ptx(
-    case: KernelCase, target: str, seed: int = 0, schedule: Schedule = Schedule.TOGETHER
+    case: KernelCase,
+    target: str,
+    seed: int = 0,
+    schedules: Iterable[Schedule] = tuple(Schedule),
 ) -> Arguments:
     """Compile a case for a target, execute its small launch, and check the results.
 
@@ -29,10 +29,10 @@ def run_ptx(
         case: What to run.
         target: An NVIDIA target the case ships for.
         seed: Of the case's arguments.
-        schedule: Order in which the warps of a block run.
+        schedules: Orders in which the warps of a block run, one launch each.
 
     Returns:
-        The arguments after the launch.
+        The arguments after the last launch.
 
     Raises:
         CompilationFailure: The case does not compile.
@@ -40,7 +40,7 @@ def run_ptx(
         AssertionError: The results differ from the oracle's.
     """
     compiled = compile_case(case, target)
-    return run_program(case, parse_once(compiled.ptx), compiled.shared_bytes, seed, schedule)
+    return run_program(case, parse(compiled.ptx), compiled.shared_bytes, seed, schedules)
 
 
 def run_program(
@@ -48,7 +48,7 @@ def run_program(
     program: Program,
     shared_bytes: int,
     seed: int = 0,
-    schedule: Schedule = Schedule.TOGETHER,
+    schedules: Iterable[Schedule] = tuple(Schedule),
     detect: bool = True,
 ) -> Arguments:
     """The same for PTX that is at hand: what tests do that damage it.
@@ -58,34 +58,37 @@ def run_program(
         program: The parsed kernel.
         shared_bytes: Dynamic shared memory.
         seed: Of the case's arguments.
-        schedule: Order in which the warps of a block run.
+        schedules: Orders in which the warps of a block run, one launch each.
         detect: Raise on races and reads of shared memory nobody wrote.
 
     Raises:
-        PtxFault: The program misbehaved; the message names the case.
+        PtxFault: The program misbehaved; the message names case and buffers.
         AssertionError: The results differ from the oracle's.
     """
     arguments = case.build_checked(seed)
-    before = copy_arguments(arguments)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    originals = {name: tensor.clone() for name, tensor in tensors.items()}
     values = [
         memory_of(value) if isinstance(value, Tensor) else value
         for value in arguments.values()
         if value is not None
     ]
-    try:
-        launch(
-            program,
-            case.grid,
-            values,
-            dynamic_shared=shared_bytes,
-            schedule=schedule,
-            detect=detect,
-        )
-    except PtxFault as fault:
-        buffers = [name for name, value in arguments.items() if isinstance(value, Tensor)]
-        named = ", ".join(f"{number} {name}" for number, name in enumerate(buffers))
-        raise type(fault)(f"{case.name}: {fault}; buffers: {named}") from None
-    case.check(before, arguments)
+    for schedule in schedules:
+        for name, tensor in tensors.items():
+            tensor.copy_(originals[name])
+        try:
+            launch(
+                program,
+                case.grid,
+                values,
+                dynamic_shared=shared_bytes,
+                schedule=schedule,
+                detect=detect,
+            )
+        except PtxFault as fault:
+            named = ", ".join(f"{number} {name}" for number, name in enumerate(tensors))
+            raise type(fault)(f"{case.name}: {fault}; buffers: {named}") from None
+        case.check({**arguments, **originals}, arguments)
     return arguments
 
 

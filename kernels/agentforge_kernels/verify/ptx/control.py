@@ -60,8 +60,6 @@ class Standing:
 
     def put(self, instruction: int, active: Active) -> None:
         """Let threads stand at an instruction, together with those already there."""
-        if len(active) == 0:
-            return
         there = self._at.get(instruction)
         if there is not None:
             threads = np.sort(np.concatenate([there.threads, active.threads]))

@@ -39,8 +39,7 @@ def bind_convert(instruction: Instruction, machine: Machine) -> Handler:
     write = machine.registers.writer(instruction.operands[0], destination)
 
     def convert(active: Active) -> None:
-        with np.errstate(all="ignore"):
-            write(active, converted(read(active), source, destination, options))
+        write(active, converted(read(active), source, destination, options))
 
     return convert
 
@@ -100,8 +99,7 @@ def _bind_pack(
     write = machine.registers.writer(instruction.operands[0], "b32")
 
     def convert(active: Active) -> None:
-        with np.errstate(all="ignore"):
-            pair = round_to(np.stack([low(active), high(active)], axis=1), element)
+        pair = round_to(np.stack([low(active), high(active)], axis=1), element)
         write(active, pair.view(np.uint32)[:, 0])
 
     return convert

@@ -43,6 +43,8 @@ def fused_multiply_add(a: Array, b: Array, c: Array) -> Array:
     # Knuth's two-sum: the exact error of the addition above.
     back = total - product
     error = (product - (total - back)) + (addend - back)
+    if not error.any():
+        return total
     lost = np.isfinite(total) & (error != 0)
     bits = total.view(np.int64)
     even = bits & 1 == 0
@@ -142,15 +144,14 @@ def bind_float(instruction: Instruction, machine: Machine) -> Handler:
 
     def run(active: Active) -> None:
         values = [_unpacked(read(active), kind) for read in readers]
-        with np.errstate(all="ignore"):
-            if flushes:
-                values = [flush(value) for value in values]
-            result = operation(*values)
-            if saturates:
-                result = saturate(result)
-            result = round_to(result, element)
-            if flushes:
-                result = flush(result)
+        if flushes:
+            values = [flush(value) for value in values]
+        result = operation(*values)
+        if saturates:
+            result = saturate(result)
+        result = round_to(result, element)
+        if flushes:
+            result = flush(result)
         write(active, result.view(NUMPY_TYPES[kind]).reshape(-1))
 
     return run

@@ -38,8 +38,7 @@ def bind_elementwise(
     result_type = NUMPY_TYPES[kinds[0]]
 
     def run(active: Active) -> None:
-        with np.errstate(all="ignore"):
-            values = operation(*[read(active) for read in readers])
+        values = operation(*[read(active) for read in readers])
         write(active, values.astype(result_type, copy=False))
 
     return run

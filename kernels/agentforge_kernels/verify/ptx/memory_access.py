@@ -12,7 +12,7 @@ from agentforge_kernels.verify.ptx.machine import (
     space_of,
     unsupported,
 )
-from agentforge_kernels.verify.ptx.program import Address, Immediate, Instruction, Symbol
+from agentforge_kernels.verify.ptx.program import Address, Immediate, Instruction, Program, Symbol
 from agentforge_kernels.verify.ptx.registers import Active, Handler
 from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, low_bits
 
@@ -95,11 +95,11 @@ def bind_asynchronous_copy(instruction: Instruction, machine: Machine) -> Handle
         return wait_all
     if mode in (("async", "ca"), ("async", "cg")):
         return _bind_copy(instruction, machine)
-    raise unsupported(instruction)
+    raise unsupported(instruction, "TMA and barriers in memory: load through plain pointers")
 
 
 def _bind_copy(instruction: Instruction, machine: Machine) -> Handler:
-    size = copy_size(instruction)
+    size = _copy_size(instruction)
     hinted = any("cache_hint" in modifier for modifier in instruction.modifiers)
     extra = instruction.operands[3 : len(instruction.operands) - hinted]
     read_destination = machine.address_reader(instruction.operands[0])
@@ -111,7 +111,7 @@ def _bind_copy(instruction: Instruction, machine: Machine) -> Handler:
         reading = wanted != 0
         if bool((wanted[reading] != size).any()):
             raise unsupported(instruction, "a source size other than 0 and the whole")
-        data = np.zeros((len(active), size // 4), np.uint32)
+        data = np.zeros((active.count, size // 4), np.uint32)
         source = read_source(active)[reading]
         data[reading] = machine.global_memory.load(source, data.dtype, size // 4)
         machine.copies.issue(active.threads, read_destination(active), data.view(np.uint8))
@@ -119,7 +119,7 @@ def _bind_copy(instruction: Instruction, machine: Machine) -> Handler:
     return copy
 
 
-def copy_size(instruction: Instruction) -> int:
+def _copy_size(instruction: Instruction) -> int:
     """Bytes a thread copies with a ``cp.async``."""
     sizes = [part.bits for part in instruction.operands[2:3] if isinstance(part, Immediate)]
     if not sizes or sizes[0] not in (4, 8, 16):
@@ -127,16 +127,19 @@ def copy_size(instruction: Instruction) -> int:
     return sizes[0]
 
 
-def shared_access_size(instruction: Instruction) -> int | None:
-    """Bytes a thread touches in shared memory at a time; ``None`` if it touches none."""
-    if not any(name.split("::")[0] == "shared" for name in instruction.modifiers):
-        return None
-    if instruction.opcode == "cp":
-        return copy_size(instruction)
-    if instruction.opcode in ("ld", "st"):
-        value = instruction.operands[0 if instruction.opcode == "ld" else 1]
-        return len(elements_of(value)) * NUMPY_TYPES[kind_of(instruction)].itemsize
-    return 16  # ldmatrix and stmatrix: a row of eight 16-bit elements
+def smallest_shared_access(program: Program) -> int:
+    """Bytes of the smallest access to shared memory, 4 at most.
+
+    Asynchronous copies and matrix instructions touch at least 4 bytes.
+    """
+    smallest = 4
+    for instruction in program.instructions:
+        in_shared = {"shared", "shared::cta"} & set(instruction.modifiers)
+        if instruction.opcode in ("ld", "st") and in_shared:
+            value = instruction.operands[0 if instruction.opcode == "ld" else 1]
+            size = len(elements_of(value)) * NUMPY_TYPES[kind_of(instruction)].itemsize
+            smallest = min(smallest, size)
+    return smallest
 
 
 def bind_nothing(instruction: Instruction, machine: Machine) -> Handler:
@@ -147,7 +150,7 @@ def bind_nothing(instruction: Instruction, machine: Machine) -> Handler:
 def bind_create_policy(instruction: Instruction, machine: Machine) -> Handler:
     """``createpolicy``: a cache policy; the register gets a value nothing interprets."""
     write = machine.registers.writer(instruction.operands[0], "b64")
-    return lambda active: write(active, np.zeros(len(active), np.uint64))
+    return lambda active: write(active, np.zeros(active.count, np.uint64))
 
 
 BINDERS: dict[str, Binder] = {

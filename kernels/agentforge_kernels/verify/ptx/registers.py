@@ -27,19 +27,18 @@ class Active:
 
     Attributes:
         threads: Their numbers.
+        count: How many.
         everyone: True when no thread of the batch is missing.
         index: What to index a register with: a full slice, or ``threads``.
     """
 
-    __slots__ = ("everyone", "index", "threads")
+    __slots__ = ("count", "everyone", "index", "threads")
 
     def __init__(self, threads: ThreadIndex, batch: int) -> None:
         self.threads = threads
-        self.everyone = len(threads) == batch
+        self.count = len(threads)
+        self.everyone = self.count == batch
         self.index: slice | ThreadIndex = slice(None) if self.everyone else threads
-
-    def __len__(self) -> int:
-        return len(self.threads)
 
 
 Handler: TypeAlias = Callable[[Active], None]
@@ -107,8 +106,8 @@ class RegisterFile:
         """
         operand, numpy_kind = self._resolved(operand), NUMPY_TYPES[kind]
         if isinstance(operand, Immediate):
-            values = np.full(self._batch, _constant(operand, numpy_kind))
-            return lambda active: values[: len(active)]
+            values = np.broadcast_to(_constant(operand, numpy_kind), self._batch)
+            return lambda active: values[: active.count]
         if not isinstance(operand, Register):
             raise UnsupportedInstruction(f"operand {operand} cannot be read as .{kind}")
         words = self.words(operand.name)

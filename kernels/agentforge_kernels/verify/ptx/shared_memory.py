@@ -2,8 +2,8 @@
 
 Memory is watched in *cells* of as many bytes as the program's smallest access:
 
-* *defined*: a read before any store raises, and so does a read of the destination of an
-  asynchronous copy that has not been waited for;
+* *defined*: a read before any store raises, and so does touching the destination of an asynchronous
+  copy that has not been waited for;
 * *race*: between two barriers of a block, a cell stored by one warp may not be read or stored by
   another (storing the same value twice is allowed: Triton's layouts replicate values over warps).
   This finds a missing barrier whatever the order in which the warps happened to run, as NVIDIA's
@@ -48,7 +48,6 @@ class SharedMemory:
         self._stride = -(-size // 16) * 16 // cell
         total = blocks * self._stride
         self._words = np.full(total * cell, POISON, np.uint8).view(UNSIGNED[cell])
-        self._defined = np.zeros(total, np.bool_)
         self._copying = np.zeros(total, np.bool_)
         # A stamp says who touched a cell, and when: epoch * (warps + 1) + warp, where an epoch ends
         # at a barrier, and "warp number warps" means several of them.
@@ -113,7 +112,7 @@ class SharedMemory:
         if self._detect:
             self._watch_write(cells, threads, None)
         self._words[cells] = np.frombuffer(bytes([POISON] * self._cell), self._words.dtype)[0]
-        self._defined[cells] = False
+        self._stored[cells] = NEVER
         self._copying[cells] = True
         return cells
 
@@ -142,7 +141,6 @@ class SharedMemory:
         if self._detect:
             self._watch_write(cells, threads, words)
         self._words[cells] = words
-        self._defined[cells] = True
         if self._detect and not np.array_equal(self._words[cells], words):
             raise Race("threads store different values to the same place in shared memory")
 
@@ -152,10 +150,11 @@ class SharedMemory:
         return start, start + self._warp[threads][:, None]
 
     def _watch_read(self, cells: Array, threads: Threads) -> None:
-        if not bool(self._defined[cells].all()):
-            raise UninitialisedRead(f"byte {self._place(cells[~self._defined[cells]])}")
-        start, mine = self._stamps(threads)
         stored = self._stored[cells]
+        undefined = stored == NEVER
+        if bool(undefined.any()):
+            raise UninitialisedRead(f"byte {self._place(cells[undefined])}")
+        start, mine = self._stamps(threads)
         self._refuse((stored >= start) & (stored != mine), cells, "stored by one warp, read by")
         seen = self._read[cells]
         marks = np.where((seen >= start) & (seen != mine), start + self._several, mine)

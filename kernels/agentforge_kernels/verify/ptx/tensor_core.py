@@ -58,7 +58,7 @@ def bind_mma(instruction: Instruction, machine: Machine) -> Handler:
 
     def multiply(active: Active) -> None:
         require_whole_warps(active, instruction)
-        warps = len(active) // WARP
+        warps = active.count // WARP
         # float64 holds these sums exactly (32 * 2^16 + 2^31 < 2^53) and multiplies fast.
         left = np.empty((warps, ROWS, DEPTH), np.float64)
         right = np.empty((warps, DEPTH, COLUMNS), np.float64)
@@ -156,7 +156,7 @@ def bind_store_matrix(instruction: Instruction, machine: Machine) -> Handler:
 
 def _row_lanes(active: Active, count: int) -> Array:
     """Positions among the active threads of the lanes that give row addresses."""
-    return np.nonzero(np.arange(len(active)) % WARP < 8 * count)[0]
+    return np.nonzero(np.arange(active.count) % WARP < 8 * count)[0]
 
 
 BINDERS: dict[str, Binder] = {

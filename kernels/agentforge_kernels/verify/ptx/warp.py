@@ -59,7 +59,7 @@ def bind_shuffle(instruction: Instruction, machine: Machine) -> Handler:
         check(active)
         lane = machine.lane[active.index]
         sources, inside = shuffle_sources(mode, lane, read_b(active), read_c(active))
-        warp_start = np.arange(len(active)) - lane
+        warp_start = np.arange(active.count) - lane
         write(active, read(active)[warp_start + sources])
         if write_inside is not None:
             write_inside(active, inside)
