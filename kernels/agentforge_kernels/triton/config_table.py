@@ -12,7 +12,8 @@ times. What decided:
 * Many vectors: 64 x 128 is 32 matrix instructions in 113 (compute capability 8.0). Hopper stays
   below 64 tokens a tile: from there Triton emits warp-group instructions, which the PTX executor
   cannot check. Few tokens are bound by the codes' bytes: more stages, smaller tiles.
-* Turing in float32: 64 x 64 is 512 multiply-adds to 48 loads from shared memory, in 128 registers.
+* Turing in float32: 64 x 128 is 1,024 multiply-adds of 1,232 instructions in 128 registers, with 96
+  loads from shared memory, whose bandwidth would be the limit of smaller tiles.
 """
 
 from __future__ import annotations
@@ -30,35 +31,30 @@ from agentforge_kernels.triton.sparse_configs import SPARSE_TABLE
 
 TURING: tuple[Family, ...] = ("turing",)
 AMPERE_LIKE: tuple[Family, ...] = ("ampere", "blackwell")
-HOPPER: tuple[Family, ...] = ("hopper",)
+HOPPER_AND_LATER: tuple[Family, ...] = ("hopper", "blackwell")
 NEWER: tuple[Family, ...] = ("ampere", "hopper", "blackwell", "rdna3")
 WAVE32: tuple[Family, ...] = (*TURING, *NEWER)
 # A wave of CDNA has 64 threads: half the warps for the same block.
 CDNA: tuple[Family, ...] = ("cdna",)
 
 TABLE: tuple[Entry, ...] = (
-    Entry("gemv", TURING, GemvConfig(4, 16, 32, rows_per_thread=2), rows=8192, columns=1024),
+    Entry("gemv", TURING, GemvConfig(2, 8, 32, rows_per_thread=2), rows=8192, columns=1024),
     Entry("gemv", NEWER, GemvConfig(4, 4, 128, rows_per_thread=2), rows=8192, columns=2048),
     Entry("gemv", NEWER, GemvConfig(4, 4, 128), rows=512, columns=2048),
-    Entry("gemv", WAVE32, GemvConfig(4, 16, 32), rows=2048),
     Entry("gemv", NEWER, GemvConfig(4, 4, 128, split=4), columns=8192),
-    Entry("gemv", WAVE32, GemvConfig(4, 4, 128), columns=2048),
+    Entry("gemv", NEWER, GemvConfig(4, 4, 128), columns=2048),
     Entry("gemv", WAVE32, GemvConfig(2, 8, 32)),
-    Entry("gemv", CDNA, GemvConfig(2, 4, 128, rows_per_thread=2), rows=8192, columns=2048),
     Entry("gemv", CDNA, GemvConfig(2, 4, 128), rows=512, columns=2048),
-    Entry("gemv", CDNA, GemvConfig(2, 16, 32), rows=2048),
     Entry("gemv", CDNA, GemvConfig(2, 4, 128, split=4), columns=8192),
     Entry("gemv", CDNA, GemvConfig(1, 8, 32)),
-    Entry("small_batch", TURING, SmallBatchConfig(4, 16, 32), rows=2048),
     Entry("small_batch", NEWER, SmallBatchConfig(4, 4, 128), columns=2048),
     Entry("small_batch", WAVE32, SmallBatchConfig(2, 8, 32)),
-    Entry("small_batch", CDNA, SmallBatchConfig(2, 4, 128), columns=2048),
     Entry("small_batch", CDNA, SmallBatchConfig(1, 8, 32)),
-    Entry("gemm", TURING, GemmConfig(4, 64, 64, num_stages=1, block_columns=16), tokens=64),
-    Entry("gemm", TURING, GemmConfig(4, 32, 64, num_stages=1, block_columns=16)),
+    Entry("gemm", TURING, GemmConfig(8, 64, 128, num_stages=1, block_columns=32), tokens=64),
+    Entry("gemm", TURING, GemmConfig(4, 32, 64, num_stages=1, block_columns=32)),
     Entry("gemm", AMPERE_LIKE, GemmConfig(8, 64, 128, num_stages=3), rows=2048, tokens=64),
-    Entry("gemm", HOPPER, GemmConfig(4, 32, 128, num_stages=3), rows=2048, tokens=64),
-    Entry("gemm", NEWER, GemmConfig(4, 32, 64, num_stages=3), tokens=32),
+    Entry("gemm", HOPPER_AND_LATER, GemmConfig(4, 32, 128, num_stages=3), tokens=32),
+    Entry("gemm", ("ampere", "rdna3"), GemmConfig(4, 32, 64, num_stages=3), tokens=32),
     Entry("gemm", NEWER, GemmConfig(4, 16, 32, num_stages=5)),
     Entry("gemm", CDNA, GemmConfig(4, 32, 64, num_stages=2)),
     Entry("quantize", WAVE32, QuantizeConfig(4, 1024)),

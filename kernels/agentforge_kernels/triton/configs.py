@@ -192,13 +192,13 @@ class Int8GemvConfig(Config):
 
     Attributes:
         block_rows: Rows side by side in a program.
-        block_words: int32 words (4 weights each) of a row a step.
+        block_quads: Quads (16 weights each) of a row a step.
         rows_per_thread: Rows a thread keeps in registers for every load of activations.
         tokens: Most tokens of a program; more tokens are more programs.
     """
 
     block_rows: int
-    block_words: int
+    block_quads: int
     rows_per_thread: int
     tokens: int
 
@@ -210,7 +210,7 @@ class Int8GemmConfig(Config):
     Attributes:
         block_tokens: Tokens of an output tile.
         block_rows: Weight rows of an output tile.
-        block_columns: Columns a step: 32, 64 or 128.
+        block_columns: Columns of a product, 32 or more; two a step.
         num_stages: Steps whose loads are in flight.
     """
 
@@ -221,10 +221,9 @@ class Int8GemmConfig(Config):
 
     def __post_init__(self) -> None:
         Config.__post_init__(self)
-        if self.block_columns not in (32, 64, 128):
-            raise KernelInputError(
-                "Int8GemmConfig.block_columns", self.block_columns, "32, 64 or 128"
-            )
+        for name, smallest in (("block_tokens", 16), ("block_rows", 16), ("block_columns", 32)):
+            if (value := getattr(self, name)) < smallest:
+                raise KernelInputError(f"Int8GemmConfig.{name}", value, f"{smallest} or more")
 
 
 CONFIG_TYPES: dict[str, type[Config]] = {

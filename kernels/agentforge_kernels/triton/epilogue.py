@@ -40,7 +40,39 @@ def store_outputs(
         scale = activation_scale * tl.load(weight_scale + tl.where(inside, row, 0))
     else:
         scale = activation_scale * tl.load(weight_scale)
+    store_scaled(total, scale, residual, output, offset, inside)
+
+
+@triton.jit
+def store_scaled(total, scale, residual, output, offset, inside):
+    """``output = float(total) * scale + residual``, every operation rounded once.
+
+    Args:
+        total: As for :func:`store_outputs`.
+        scale: float32, the activation's times the weight's, broadcast against ``total``.
+        residual: As for :func:`store_outputs`.
+        output: As for :func:`store_outputs`.
+        offset: As for :func:`store_outputs`.
+        inside: As for :func:`store_outputs`.
+    """
     result = total.to(tl.float32) * scale
     if residual is not None:
         result += tl.load(residual + offset, mask=inside, other=0.0)
     tl.store(output + offset, result, mask=inside)
+
+
+@triton.jit
+def scales_of_rows(weight_scale, row, rows, SCALE_PER_ROW: tl.constexpr):
+    """float32 scale of each row of a tile, loaded once a row instead of once an output.
+
+    Args:
+        weight_scale: Pointer to float32: one, or one a row.
+        row: Weight rows, one-dimensional; those beyond ``rows`` get the last one's scale.
+        rows: Rows of the matrix.
+        SCALE_PER_ROW: Whether ``weight_scale`` holds one scale a row.
+    """
+    if SCALE_PER_ROW:
+        scales = tl.load(weight_scale + tl.minimum(row, rows - 1))
+    else:
+        scales = tl.load(weight_scale) + tl.zeros_like(row).to(tl.float32)
+    return scales

@@ -44,10 +44,10 @@ def inverse_root(squares, small_squares, columns, epsilon):
         epsilon: Of the norm.
     """
     count = columns * 1.0
-    root = tl.sqrt_rn(tl.div_rn(squares, count) + epsilon)
-    large_root = tl.sqrt_rn(tl.div_rn(small_squares, count))
-    inverse = tl.div_rn(1.0, root)
-    return tl.where(squares < float("inf"), inverse, tl.div_rn(SMALL, large_root))
+    fits = squares < float("inf")
+    mean = tl.div_rn(tl.where(fits, squares, small_squares), count)
+    root = tl.sqrt_rn(tl.where(fits, mean + epsilon, mean))
+    return tl.div_rn(tl.where(fits, 1.0, SMALL), root)
 
 
 @triton.jit
