@@ -9,9 +9,9 @@ times. What decided:
   words put a warp on one row and four times the loads in flight. Two rows a thread save a tenth of
   the instructions and need rows for all multiprocessors.
 * Split columns: only where rows are too few for 100 multiprocessors and long.
-* Many vectors: 64 x 128 is 32 matrix instructions in 113 (compute capability 8.0). Hopper stays
-  below 64 tokens a tile: from there Triton emits warp-group instructions, which the PTX executor
-  cannot check. Few tokens are bound by the codes' bytes: more stages, smaller tiles.
+* Many vectors: 64 x 128 is 32 matrix instructions in 113 (compute capability 8.0). Hopper and
+  Blackwell stay below 64 tokens a tile: from there Triton emits warp-group instructions, which the
+  PTX executor cannot check. Few tokens are bound by the codes' bytes: more stages, smaller tiles.
 * Turing in float32: 64 x 128 is 1,024 multiply-adds of 1,232 instructions in 128 registers, with 96
   loads from shared memory, whose bandwidth would be the limit of smaller tiles.
 """
@@ -30,7 +30,6 @@ from agentforge_kernels.triton.devices import Family
 from agentforge_kernels.triton.sparse_configs import SPARSE_TABLE
 
 TURING: tuple[Family, ...] = ("turing",)
-AMPERE_LIKE: tuple[Family, ...] = ("ampere", "blackwell")
 HOPPER_AND_LATER: tuple[Family, ...] = ("hopper", "blackwell")
 NEWER: tuple[Family, ...] = ("ampere", "hopper", "blackwell", "rdna3")
 WAVE32: tuple[Family, ...] = (*TURING, *NEWER)
@@ -52,7 +51,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("small_batch", CDNA, SmallBatchConfig(1, 8, 32)),
     Entry("gemm", TURING, GemmConfig(8, 64, 128, num_stages=1, block_columns=32), tokens=64),
     Entry("gemm", TURING, GemmConfig(4, 32, 64, num_stages=1, block_columns=32)),
-    Entry("gemm", AMPERE_LIKE, GemmConfig(8, 64, 128, num_stages=3), rows=2048, tokens=64),
+    Entry("gemm", ("ampere",), GemmConfig(8, 64, 128, num_stages=3), rows=2048, tokens=64),
     Entry("gemm", HOPPER_AND_LATER, GemmConfig(4, 32, 128, num_stages=3), tokens=32),
     Entry("gemm", ("ampere", "rdna3"), GemmConfig(4, 32, 64, num_stages=3), tokens=32),
     Entry("gemm", NEWER, GemmConfig(4, 16, 32, num_stages=5)),
