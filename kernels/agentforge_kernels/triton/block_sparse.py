@@ -29,21 +29,10 @@ from agentforge_kernels.triton.epilogue import store_outputs
 from agentforge_kernels.triton.packed_bytes import trits_of_plane
 from agentforge_kernels.triton.planes import add_group, join_planes, plane_words
 from agentforge_kernels.triton.token_pointers import from_token
-from agentforge_kernels.triton.words import as_words, power_of_two
+from agentforge_kernels.triton.words import as_words, power_of_two, split_words
 
 MOST_GEMV_TOKENS = 8
 """Up to here tokens share loads of weights in registers; above, matrix units where they exist."""
-
-
-@triton.jit
-def _split_words(words):
-    """int32 ``[a, b, 4]`` to four ``[a, b]``; free when a thread holds all four."""
-    outer: tl.constexpr = words.shape[0]
-    inner: tl.constexpr = words.shape[1]
-    even, odd = tl.split(tl.reshape(words, (outer, inner, 2, 2)))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
 
 
 @triton.jit(do_not_specialize=["tokens", "rows", "groups"])
@@ -126,7 +115,7 @@ def block_sparse_gemv(
             # Tokens beyond the last one compute it once more and store nothing.
             token = tl.minimum(first_token + i, tokens - 1)
             words = tl.load(q + token * (groups * 32) + (group * 4 + field), mask=inside, other=0)
-            q0, q1, q2, q3 = _split_words(words)
+            q0, q1, q2, q3 = split_words(words)
             visited = dot4(q0, ones, visited, INSTRUCTION)
             visited = dot4(q1, ones, visited, INSTRUCTION)
             visited = dot4(q2, ones, visited, INSTRUCTION)
@@ -157,7 +146,7 @@ def block_sparse_gemv(
             output,
             row,
             i * rows + row,
-            (row < rows) & (token < tokens),
+            row < tl.where(token < tokens, rows, 0),
             SCALE_PER_ROW,
         )
 

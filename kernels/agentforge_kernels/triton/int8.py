@@ -29,7 +29,7 @@ from agentforge_kernels.triton.devices import DOT4_INSTRUCTION, Family, int8_mat
 from agentforge_kernels.triton.dot4 import dot4
 from agentforge_kernels.triton.epilogue import store_outputs
 from agentforge_kernels.triton.token_pointers import from_token
-from agentforge_kernels.triton.words import as_words, power_of_two
+from agentforge_kernels.triton.words import as_words, power_of_two, split_words
 
 MOST_GEMV_TOKENS = 8
 """Up to here tokens share loads of weights in registers; above, matrix units where they exist."""
@@ -49,22 +49,30 @@ def _add_step(
     MASKED: tl.constexpr,
     INSTRUCTION: tl.constexpr,
 ):
-    """Sums of all tokens and rows after one more step of words; tuples as in :func:`int8_gemv`."""
+    """Sums of all tokens and rows after one more step; tuples as in :func:`int8_gemv`.
+
+    The four words of a load go into one sum, a quarter of the registers of a sum each.
+    """
     weights = ()
     for r in tl.static_range(ROWS_PER_THREAD):
         if MASKED:
             words = tl.load(weight_pointers[r] + step, mask=inside, other=0)
         else:
             words = tl.load(weight_pointers[r] + step, eviction_policy="evict_first")
-        weights = weights + (words,)
+        weights = weights + (split_words(words),)
     new_totals = ()
     for i in tl.static_range(TOKENS):
         if MASKED:
             words = tl.load(q_pointers[i] + step, mask=inside, other=0)
         else:
             words = tl.load(q_pointers[i] + step)
+        q0, q1, q2, q3 = split_words(words)
         for r in tl.static_range(ROWS_PER_THREAD):
-            total = dot4(words, weights[r], totals[i * ROWS_PER_THREAD + r], INSTRUCTION)
+            w0, w1, w2, w3 = weights[r]
+            total = dot4(q0, w0, totals[i * ROWS_PER_THREAD + r], INSTRUCTION)
+            total = dot4(q1, w1, total, INSTRUCTION)
+            total = dot4(q2, w2, total, INSTRUCTION)
+            total = dot4(q3, w3, total, INSTRUCTION)
             new_totals = new_totals + (total,)
     return new_totals
 
@@ -83,7 +91,7 @@ def int8_gemv(
     quads,
     TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_WORDS: tl.constexpr,
+    BLOCK_QUADS: tl.constexpr,
     ROWS_PER_THREAD: tl.constexpr,
     EVEN: tl.constexpr,
     SCALE_PER_ROW: tl.constexpr,
@@ -101,41 +109,41 @@ def int8_gemv(
         tokens: Tokens.
         rows: Rows of the matrix.
         groups: Groups of 128 columns of the activations.
-        quads: Groups of 16 columns of the weights; like ``groups`` given instead of a number of
-            words so that the compiler knows every row to begin at a multiple of 16 bytes.
+        quads: Quads (four words, 16 columns) of the weights; like ``groups`` given instead of a
+            number of words so that the compiler knows every row to begin at a multiple of 16 bytes.
         TOKENS: Tokens of a program, all against one load of weights.
         BLOCK_ROWS: Rows side by side.
-        BLOCK_WORDS: Words of a row a step.
+        BLOCK_QUADS: Quads of a row a step.
         ROWS_PER_THREAD: Rows that share a load of activations.
-        EVEN: The words of a row are a multiple of ``BLOCK_WORDS``.
+        EVEN: The quads of a row are a multiple of ``BLOCK_QUADS``.
         SCALE_PER_ROW: Whether ``row_scale`` holds one scale a row.
         INSTRUCTION: As for ``dot4``.
     """
     first_token = tl.program_id(0) * TOKENS
     first_row = tl.program_id(1) * (BLOCK_ROWS * ROWS_PER_THREAD) + tl.arange(0, BLOCK_ROWS)
-    word = tl.arange(0, BLOCK_WORDS)
-    row_words = quads * 4
+    quad = tl.arange(0, BLOCK_QUADS)
+    word = quad[None, :, None] * 4 + tl.arange(0, 4)[None, None, :]
     # Tokens and rows beyond the last read the last: no mask in the loop, and nothing is stored.
     q_pointers = ()
     for i in tl.static_range(TOKENS):
         token = tl.minimum(first_token + i, tokens - 1).to(tl.int64)
-        # Two-dimensional although the same for all rows: so it is loaded in the weights' layout.
-        words = word[None, :] + tl.zeros((BLOCK_ROWS, 1), tl.int32)
+        # The same for all rows, but in the weights' layout: no way through shared memory.
+        words = word + tl.zeros((BLOCK_ROWS, 1, 1), tl.int32)
         q_pointers = q_pointers + (q + token * (groups * 32) + words,)
     weight_pointers = ()
     for r in tl.static_range(ROWS_PER_THREAD):
         row = tl.minimum(first_row + r * BLOCK_ROWS, rows - 1).to(tl.int64)
-        weight_pointers = weight_pointers + (weight + row[:, None] * row_words + word[None, :],)
+        weight_pointers = weight_pointers + (weight + row[:, None, None] * (quads * 4) + word,)
     totals = ()
     for _ in tl.static_range(TOKENS * ROWS_PER_THREAD):
-        totals = totals + (tl.zeros((BLOCK_ROWS, BLOCK_WORDS), tl.int32),)
+        totals = totals + (tl.zeros((BLOCK_ROWS, BLOCK_QUADS), tl.int32),)
 
-    last = row_words // BLOCK_WORDS * BLOCK_WORDS
-    for step in range(0, last, BLOCK_WORDS):
+    last = quads // BLOCK_QUADS * BLOCK_QUADS
+    for begin in range(0, last, BLOCK_QUADS):
         totals = _add_step(
             q_pointers,
             weight_pointers,
-            step,
+            begin * 4,
             None,
             totals,
             TOKENS,
@@ -147,8 +155,8 @@ def int8_gemv(
         totals = _add_step(
             q_pointers,
             weight_pointers,
-            last,
-            (last + word < row_words)[None, :],
+            last * 4,
+            (last + quad < quads)[None, :, None],
             totals,
             TOKENS,
             ROWS_PER_THREAD,
@@ -170,7 +178,7 @@ def int8_gemv(
                 output,
                 row,
                 i * rows + row,
-                (row < rows) & (token < tokens),
+                row < tl.where(token < tokens, rows, 0),
                 SCALE_PER_ROW,
             )
 
@@ -209,9 +217,9 @@ def int8_gemm(
         quads: Groups of 16 columns of the weights.
         BLOCK_TOKENS: Tokens of a tile, 16 or more.
         BLOCK_ROWS: Rows of a tile, 16 or more.
-        BLOCK_COLUMNS: Columns a step: 32, 64 or 128 (the activations are padded to 128).
+        BLOCK_COLUMNS: Columns of a product, 32 or more; a step is two products.
         NUM_STAGES: Steps whose loads are in flight.
-        EVEN: The columns are a multiple of ``BLOCK_COLUMNS``.
+        EVEN: The columns are a multiple of ``2 * BLOCK_COLUMNS``.
         SCALE_PER_ROW: Whether ``row_scale`` holds one scale a row.
     """
     first_token = tl.program_id(0) * BLOCK_TOKENS
@@ -223,16 +231,20 @@ def int8_gemm(
     q_rows = q + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * (groups * 128)
     weight_rows = weight + tl.minimum(row, rows - 1).to(tl.int64)[None, :] * columns
     total = tl.zeros((BLOCK_TOKENS, BLOCK_ROWS), tl.int32)
-    for begin in tl.range(0, columns, BLOCK_COLUMNS, num_stages=NUM_STAGES):
-        column = begin + inner
-        left = tl.load(q_rows + column[None, :])
-        if EVEN:
-            right = tl.load(weight_rows + column[:, None])
-        else:
-            right = tl.load(
-                weight_rows + column[:, None], mask=(column < columns)[:, None], other=0
-            )
-        total = tl.dot(left, right, acc=total, out_dtype=tl.int32)
+    # Two products a step, which is also what keeps Triton 3.9 from holding the operands of the next
+    # one in registers around the loop: on compute capability 8.x it takes them apart into bytes
+    # for that, 158 instructions for eight matrix products instead of 63.
+    for begin in tl.range(0, columns, 2 * BLOCK_COLUMNS, num_stages=NUM_STAGES):
+        for half in tl.static_range(2):
+            column = begin + half * BLOCK_COLUMNS + inner
+            if EVEN:
+                left = tl.load(q_rows + column[None, :])
+                right = tl.load(weight_rows + column[:, None])
+            else:
+                inside = column < columns
+                left = tl.load(q_rows + column[None, :], mask=inside[None, :], other=0)
+                right = tl.load(weight_rows + column[:, None], mask=inside[:, None], other=0)
+            total = tl.dot(left, right, acc=total, out_dtype=tl.int32)
 
     exists = token < tokens
     output, residual = from_token(output, residual, first_token, rows)
@@ -322,7 +334,7 @@ def int8_linear(
             BLOCK_ROWS=gemm.block_rows,
             BLOCK_COLUMNS=gemm.block_columns,
             NUM_STAGES=gemm.num_stages,
-            EVEN=stored % gemm.block_columns == 0,
+            EVEN=stored % (2 * gemm.block_columns) == 0,
             num_warps=gemm.num_warps,
             **shared,
         )
@@ -341,9 +353,9 @@ def int8_linear(
         *sizes,
         TOKENS=together,
         BLOCK_ROWS=config.block_rows,
-        BLOCK_WORDS=config.block_words,
+        BLOCK_QUADS=config.block_quads,
         ROWS_PER_THREAD=config.rows_per_thread,
-        EVEN=stored // 4 % config.block_words == 0,
+        EVEN=stored // QUAD_COLUMNS % config.block_quads == 0,
         INSTRUCTION=DOT4_INSTRUCTION[family],
         num_warps=config.num_warps,
         num_stages=1,

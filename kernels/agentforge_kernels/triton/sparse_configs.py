@@ -8,8 +8,9 @@ decided:
 * Block-sparse, matrix units: 32 tokens, not 64: each warp unpacks the weights for itself, and 64
   tokens put all warps side by side along them (410 instructions for 32 products, not 154 for 16).
 * Activation-sparse: 512 columns a program; 2,560 x 6,912 weights are 70 programs.
-* int8: one row a thread (59 registers for one token on compute capability 7.5, 66 with two rows);
-  two rows where many tokens are many groups of eight and loads of activations bound the loop.
+* int8: more rows a thread with more tokens, where loads of activations would bound the loop: 0.31
+  instructions a weight and token with four rows and eight tokens (106 registers), of 0.25 possible.
+  Eight together only on Turing, where they stand in for matrix units.
 * No tile of 64 tokens: with a residual its epilogue takes 146 registers, and on Hopper Triton would
   emit warp-group instructions, which the PTX executor cannot check.
 """
@@ -44,10 +45,12 @@ SPARSE_TABLE: tuple[Entry, ...] = (
     Entry("block_sparse_gemm", CDNA, BlockSparseGemmConfig(4, 16, 8, num_stages=2)),
     Entry("activation_sparse", WAVE32, ActivationSparseConfig(2, 512, 32, 8)),
     Entry("activation_sparse", CDNA, ActivationSparseConfig(1, 512, 32, 8)),
-    Entry("int8_gemv", TURING, Int8GemvConfig(4, 16, 32, 2, tokens=8), tokens=4),
-    Entry("int8_gemv", WAVE32, Int8GemvConfig(4, 16, 32, 1, tokens=8)),
-    Entry("int8_gemv", CDNA, Int8GemvConfig(2, 16, 32, 1, tokens=8)),
-    Entry("int8_gemm", NEWER, Int8GemmConfig(4, 32, 64, 128, num_stages=3), tokens=32),
-    Entry("int8_gemm", NEWER, Int8GemmConfig(4, 16, 64, 128, num_stages=3)),
-    Entry("int8_gemm", CDNA, Int8GemmConfig(4, 16, 64, 128, num_stages=2)),
+    Entry("int8_gemv", TURING, Int8GemvConfig(4, 16, 8, 4, tokens=8), tokens=8),
+    Entry("int8_gemv", WAVE32, Int8GemvConfig(4, 16, 8, 2, tokens=4), tokens=4),
+    Entry("int8_gemv", WAVE32, Int8GemvConfig(4, 16, 8, 1, tokens=2)),
+    Entry("int8_gemv", CDNA, Int8GemvConfig(2, 16, 8, 2, tokens=4), tokens=4),
+    Entry("int8_gemv", CDNA, Int8GemvConfig(2, 16, 8, 1, tokens=2)),
+    Entry("int8_gemm", NEWER, Int8GemmConfig(4, 32, 64, 64, num_stages=3), tokens=32),
+    Entry("int8_gemm", NEWER, Int8GemmConfig(4, 16, 64, 64, num_stages=3)),
+    Entry("int8_gemm", CDNA, Int8GemmConfig(4, 16, 64, 64, num_stages=2)),
 )

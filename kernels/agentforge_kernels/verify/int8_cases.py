@@ -68,16 +68,16 @@ def _int8_gemv_case(variant: GemvVariant, even: bool) -> KernelCase:
     config, together = variant.config, variant.together
     assert isinstance(config, Int8GemvConfig)
     rows, tokens = 40, SMALL_BATCH[together]
-    columns = 8 * config.block_words if even else 200
+    columns = 32 * config.block_quads if even else 200
     rows_a_program = config.block_rows * config.rows_per_thread
     return KernelCase(
-        name=f"int8_gemv_{config.block_rows}x{config.block_words}x{config.rows_per_thread}"
+        name=f"int8_gemv_{config.block_rows}x{config.block_quads}x{config.rows_per_thread}"
         f"_w{config.num_warps}_t{together}{'' if even else '_tail'}",
         kernel=int8.int8_gemv,
         constexprs={
             "TOKENS": together,
             "BLOCK_ROWS": config.block_rows,
-            "BLOCK_WORDS": config.block_words,
+            "BLOCK_QUADS": config.block_quads,
             "ROWS_PER_THREAD": config.rows_per_thread,
             "EVEN": even,
             "SCALE_PER_ROW": True,
@@ -89,7 +89,7 @@ def _int8_gemv_case(variant: GemvVariant, even: bool) -> KernelCase:
         check=_int8_check,
         targets=variant.targets,
         work=Work(
-            rows_a_program * config.block_words * 4 * together,
+            rows_a_program * config.block_quads * 16 * together,
             1.0 / together,
             "weight" if together == 1 else "weight and token",
         ),
@@ -118,7 +118,7 @@ def _int8_gemm_case(config: Int8GemmConfig, targets: tuple[str, ...]) -> KernelC
         build=_int8_build(tokens, rows, columns, words=False, with_residual=True),
         check=_int8_check,
         targets=targets,
-        work=Work(config.block_rows * config.block_columns, 1.0),
+        work=Work(config.block_rows * config.block_columns * 2, 1.0),
         role="gemm",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
