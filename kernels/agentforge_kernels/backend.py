@@ -11,6 +11,7 @@ Layouts of a weight (``Layout``), made once by ``lay_out_*`` from the stored for
 ``columns``       stored column form, uint8 ``[columns, padded_rows / 4]``
 ``column_blocks`` native: blocks of 256 rows, one 64-byte line a column
 ``lanes``         native int8 head: 16 rows x 4 columns interleaved
+``panel_tiles``   native: block-sparse tiles ``[count, 256]`` in the order of ``panels``
 ================  ======================================================================
 """
 
@@ -20,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-Layout = Literal["rows", "panels", "int8", "columns", "column_blocks", "lanes"]
+Layout = Literal["rows", "panels", "int8", "columns", "column_blocks", "lanes", "panel_tiles"]
 
 
 class Activations(NamedTuple):

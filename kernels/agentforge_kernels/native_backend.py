@@ -13,12 +13,16 @@ from torch.nn import Parameter
 from agentforge_kernels.backend import Activations, Layout
 from agentforge_kernels.errors import BackendUnavailableError, KernelInputError
 from agentforge_kernels.format import CODES_PER_BYTE, padded
+from agentforge_kernels.layouts import tile_layout
 from agentforge_kernels.native import extension, unavailable_reason
 from agentforge_kernels.native.threads import default_threads
+from agentforge_kernels.sparse import MOST_COLUMNS, TILE_BYTES, tile_grid
 
-MOST_COLUMNS = 1 << 22
-"""Above, a sum of codes times activations (at most 256 a column) could leave 32 bits."""
+MOST_INT8_COLUMNS = (1 << 17) - 1
+"""Above, a sum of int8 products (at most 2^14 a column) could leave 32 bits."""
 
+_START_FAULT, _INDEX_FAULT = -2, -3
+"""What the extension answers for the index of a block-sparse matrix that is not one."""
 _CPU = torch.device("cpu")
 _ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -66,8 +70,9 @@ class NativeBackend:
 
     def lay_out_columns(self, codes: Tensor, rows: int) -> tuple[Tensor, Layout]:
         """Stored columns uint8 ``[columns, padded_rows / 4]`` to blocks, uint8 ``[bytes]``."""
-        codes = _on_cpu("codes", codes, torch.uint8)
+        codes = _matrix("codes", codes, torch.uint8)
         columns = codes.shape[0]
+        _check_rows(rows)
         _check_columns(columns)
         _check_size("codes", codes, columns * padded(rows) // CODES_PER_BYTE)
         blocks = _new(self._extension.column_blocks_bytes(rows, columns), dtype=torch.uint8)
@@ -76,11 +81,29 @@ class NativeBackend:
         )
         return blocks, "column_blocks"
 
+    def stored_columns(self, blocks: Tensor, rows: int, columns: int) -> Tensor:
+        """Column blocks back to the stored form, uint8 ``[columns, padded_rows / 4]``."""
+        blocks = _on_cpu("codes", blocks, torch.uint8)
+        _check_size("codes", blocks, self._extension.column_blocks_bytes(rows, columns))
+        codes = _new(columns, padded(rows) // CODES_PER_BYTE, dtype=torch.uint8)
+        self._extension.unpack_columns(
+            blocks.data_ptr(), rows, columns, codes.data_ptr(), codes.shape[1]
+        )
+        return codes
+
+    def lay_out_tiles(self, tiles: Tensor) -> tuple[Tensor, Layout]:
+        """Stored tiles uint8 ``[count, 256]`` in the order of panels; its own inverse."""
+        tiles = _matrix("tiles", tiles, torch.uint8)
+        _check_size("tiles", tiles, tiles.shape[0] * TILE_BYTES)
+        laid_out = _new(*tiles.shape, dtype=torch.uint8)
+        self._extension.pack_tiles(tiles.data_ptr(), tiles.shape[0], laid_out.data_ptr())
+        return laid_out, "panel_tiles"
+
     def lay_out_int8(self, weight: Tensor) -> tuple[Tensor, Layout]:
         """int8 ``[rows, columns]`` to lanes, uint8 ``[bytes]``."""
-        weight = _on_cpu("weight", weight, torch.int8)
+        weight = _matrix("weight", weight, torch.int8)
         rows, columns = weight.shape
-        _check_columns(columns)
+        _check_columns(columns, MOST_INT8_COLUMNS)
         lanes = _new(self._extension.lanes_bytes(rows, columns), dtype=torch.uint8)
         self._extension.pack_lanes(weight.data_ptr(), rows, columns, lanes.data_ptr())
         return lanes, "lanes"
@@ -199,22 +222,33 @@ class NativeBackend:
         rows: int,
         columns: int,
     ) -> Tensor:
-        """Ternary matmul over the stored tiles only."""
+        """Ternary matmul over the stored tiles only.
+
+        The tiles' order is changed at the first call and kept (:mod:`agentforge_kernels.layouts`).
+        """
         q, scale, total = _activations(activations, columns)
-        tiles = _on_cpu("tiles", tiles, torch.uint8)
+        _check_rows(rows)
+        row_blocks, column_groups = tile_grid(rows, columns)
+        tiles = _matrix("tiles", tiles, torch.uint8)
         index = _on_cpu("index", index, torch.int32)
         start = _on_cpu("start", start, torch.int32)
+        count = tiles.shape[0]
+        _check_size("tiles", tiles, count * TILE_BYTES)
+        _check_size("index", index, count)
+        _check_size("start", start, row_blocks + 1)
+        laid_out = tile_layout(tiles, self, self.lay_out_tiles).tensor
         weight_scale, residual = _epilogue(weight_scale, residual, q.shape[0], rows)
         output = _new(q.shape[0], rows, dtype=torch.float32)
-        self._extension.block_sparse_linear(
+        fault = self._extension.block_sparse_linear(
             q.data_ptr(),
             q.shape[1],
             scale.data_ptr(),
             total.data_ptr(),
             q.shape[0],
-            tiles.data_ptr(),
+            laid_out.data_ptr(),
             index.data_ptr(),
             start.data_ptr(),
+            count,
             weight_scale.data_ptr(),
             weight_scale.numel() > 1,
             _address(residual),
@@ -223,6 +257,16 @@ class NativeBackend:
             columns,
             self.threads,
         )
+        if fault == _START_FAULT:
+            raise KernelInputError(
+                "start",
+                f"{start[0]} to {start[-1]}, steps {start.diff().amin()} to {start.diff().amax()}",
+                f"0 to {count} (the tiles) in steps of 0 to {column_groups} (the column groups)",
+            )
+        if fault == _INDEX_FAULT:
+            raise KernelInputError(
+                "index", f"values {index.min()} to {index.max()}", f"0 to {column_groups - 1}"
+            )
         return output
 
     def ternary_linear_activation_sparse(
@@ -238,6 +282,7 @@ class NativeBackend:
         """Ternary matmul that reads only the columns whose activation is not zero."""
         _check_layout(layout, "column_blocks")
         q, scale, total = _activations(activations, columns)
+        _check_rows(rows)
         codes = _on_cpu("codes", codes, torch.uint8)
         _check_size("codes", codes, self._extension.column_blocks_bytes(rows, columns))
         weight_scale, residual = _epilogue(weight_scale, residual, q.shape[0], rows)
@@ -272,6 +317,8 @@ class NativeBackend:
         """int8 matmul with a scale a row (language-model head)."""
         _check_layout(layout, "lanes")
         q, scale, total = _activations(activations, columns)
+        _check_rows(rows)
+        _check_columns(columns, MOST_INT8_COLUMNS)
         weight = _on_cpu("weight", weight, torch.uint8)
         _check_size("weight", weight, self._extension.lanes_bytes(rows, columns))
         row_scale, residual = _epilogue(row_scale, residual, q.shape[0], rows)
@@ -321,6 +368,13 @@ def _on_cpu(argument: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if type(tensor) not in (Tensor, Parameter):
         raise KernelInputError(argument, type(tensor).__name__, "a tensor with memory of its own")
     return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _matrix(argument: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor``, contiguous and of two dimensions."""
+    if tensor.ndim != 2:
+        raise KernelInputError(argument, f"shape {list(tensor.shape)}", "a matrix")
+    return _on_cpu(argument, tensor, dtype)
 
 
 def _floating(x: Tensor, columns: int | None = None) -> Tensor:
@@ -376,9 +430,14 @@ def _check_size(argument: str, tensor: Tensor, expected: int) -> None:
         raise KernelInputError(argument, f"{tensor.numel()} values", f"{expected} for these sizes")
 
 
-def _check_columns(columns: int) -> None:
-    if not 1 <= columns <= MOST_COLUMNS:
-        raise KernelInputError("columns", columns, f"1 to {MOST_COLUMNS}")
+def _check_rows(rows: int) -> None:
+    if rows < 1:
+        raise KernelInputError("rows", rows, "1 or more")
+
+
+def _check_columns(columns: int, most: int = MOST_COLUMNS) -> None:
+    if not 1 <= columns <= most:
+        raise KernelInputError("columns", columns, f"1 to {most}")
 
 
 def _check_layout(layout: Layout, expected: Layout) -> None:

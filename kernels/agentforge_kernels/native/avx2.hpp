@@ -33,49 +33,77 @@ struct NarrowSums {
   __m256i field[4];
 };
 
-// Half a line: 8 lanes, 4 columns.
+alignas(32) static const uint32_t kFieldMasks[2][8] = {
+    {0x03030303, 0x03030303, 0x03030303, 0x03030303, 0x03030303, 0x03030303, 0x03030303, 0x03030303},
+    {0x0c0c0c0c, 0x0c0c0c0c, 0x0c0c0c0c, 0x0c0c0c0c, 0x0c0c0c0c, 0x0c0c0c0c, 0x0c0c0c0c, 0x0c0c0c0c}};
+
+// Half a line: 8 lanes, 4 columns. In assembly, with one register for all products and the masks in memory:
+// left to itself GCC spills three of the eight sums of a line.
 static AGENTFORGE_INLINE void add_half_line(NarrowSums& sums, __m256i low, __m256i x) {
+#if !defined(__clang__)
+  __m256i product;
+  __asm__(
+      "vpand %7, %4, %5\n\tvpmaddubsw %6, %5, %5\n\tvpaddw %5, %0, %0\n\t"
+      "vpand %8, %4, %5\n\tvpmaddubsw %6, %5, %5\n\tvpaddw %5, %1, %1\n\t"
+      "vpsrlw $4, %4, %4\n\t"
+      "vpand %7, %4, %5\n\tvpmaddubsw %6, %5, %5\n\tvpaddw %5, %2, %2\n\t"
+      "vpand %8, %4, %5\n\tvpmaddubsw %6, %5, %5\n\tvpaddw %5, %3, %3"
+      : "+&x"(sums.field[0]), "+&x"(sums.field[1]), "+&x"(sums.field[2]), "+&x"(sums.field[3]), "+&x"(low),
+        "=&x"(product)
+      : "x"(x), "m"(kFieldMasks[0]), "m"(kFieldMasks[1]));
+#else
   const __m256i single = _mm256_set1_epi8(0x03), fourfold = _mm256_set1_epi8(0x0c);
   const __m256i high = _mm256_srli_epi16(low, 4);
   sums.field[0] = _mm256_add_epi16(sums.field[0], _mm256_maddubs_epi16(_mm256_and_si256(low, single), x));
   sums.field[1] = _mm256_add_epi16(sums.field[1], _mm256_maddubs_epi16(_mm256_and_si256(low, fourfold), x));
   sums.field[2] = _mm256_add_epi16(sums.field[2], _mm256_maddubs_epi16(_mm256_and_si256(high, single), x));
   sums.field[3] = _mm256_add_epi16(sums.field[3], _mm256_maddubs_epi16(_mm256_and_si256(high, fourfold), x));
+#endif
+}
+
+// One token times `groups` groups of one panel. With kSparse, group i meets the activations of group index[i],
+// whose sum is added to `excess`; without, groups follow each other and their sum is known.
+template <bool kSparse>
+static AGENTFORGE_INLINE void multiply_panel(const uint8_t* blocks, int64_t groups, const int8_t* q,
+                                             const int32_t* index, const int32_t* group_sums, int32_t excess,
+                                             float scale, const Epilogue& epilogue, int64_t row) {
+  __m256i sums[8];  // 2 * row field + half
+  for (int vector = 0; vector < 8; ++vector) sums[vector] = _mm256_setzero_si256();
+  for (int64_t segment = 0; segment < groups; segment += kMatvecSegment) {
+    const int64_t lines = 4 * smaller(kMatvecSegment, groups - segment);
+    const uint8_t* codes = blocks + segment * kGroupBytes;
+    const int8_t* x = q + segment * kGroupColumns;
+    NarrowSums narrow[2];
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
+        narrow[half].field[field] = _mm256_setzero_si256();
+    for (int64_t line = 0; line < lines; ++line, codes += kLineBytes, x += kLineColumns) {
+      if constexpr (kSparse) {
+        if (line % 4 == 0) {
+          x = q + int64_t{*index} * kGroupColumns;
+          excess += group_sums[*index++];
+        }
+      }
+      _mm_prefetch(reinterpret_cast<const char*>(codes) + 16 * kGroupBytes, _MM_HINT_T0);
+      const __m256i word = _mm256_set1_epi32(load_unaligned<int32_t>(x));
+      add_half_line(narrow[0], load_32(codes), word);
+      add_half_line(narrow[1], load_32(codes + 32), word);
+    }
+    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field) {
+        const __m256i wide = widen_pairs(narrow[half].field[field]);
+        sums[2 * field + half] =
+            _mm256_add_epi32(sums[2 * field + half], field % 2 ? _mm256_srai_epi32(wide, 2) : wide);
+      }
+  }
+  finish_panel(epilogue, row, sums, excess, scale);
 }
 
 static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum, float scale,
                    const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
-  const __m256i correction = _mm256_set1_epi32(sum);
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint8_t* const blocks = panels + panel * groups * kGroupBytes;
-    __m256i sums[4][2];  // [row field][half]
-    for (int field = 0; field < 4; ++field) sums[field][0] = sums[field][1] = _mm256_setzero_si256();
-    for (int64_t segment = 0; segment < groups; segment += kMatvecSegment) {
-      const int64_t lines = 4 * smaller(kMatvecSegment, groups - segment);
-      const uint8_t* codes = blocks + segment * kGroupBytes;
-      const int8_t* x = q + segment * kGroupColumns;
-      NarrowSums narrow[2];
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-        AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
-          narrow[half].field[field] = _mm256_setzero_si256();
-      for (int64_t line = 0; line < lines; ++line, codes += kLineBytes, x += kLineColumns) {
-        _mm_prefetch(reinterpret_cast<const char*>(codes) + 16 * kGroupBytes, _MM_HINT_T0);
-        const __m256i word = _mm256_set1_epi32(load_unaligned<int32_t>(x));
-        add_half_line(narrow[0], load_32(codes), word);
-        add_half_line(narrow[1], load_32(codes + 32), word);
-      }
-      AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-        AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field) {
-          const __m256i wide = widen_pairs(narrow[half].field[field]);
-          sums[field][half] =
-              _mm256_add_epi32(sums[field][half], field % 2 ? _mm256_srai_epi32(wide, 2) : wide);
-        }
-    }
-    for (int field = 0; field < 4; ++field)
-      for (int half = 0; half < 2; ++half)
-        finish_8_rows(epilogue, panel * kPanelRows + kLineLanes * field + 8 * half,
-                      _mm256_sub_epi32(sums[field][half], correction), scale);
-  }
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+    multiply_panel<false>(panels + panel * groups * kGroupBytes, groups, q, nullptr, nullptr, sum, scale,
+                          epilogue, panel * kPanelRows);
 }
 
 // ---- Tiles of tokens -----------------------------------------------------------------------------

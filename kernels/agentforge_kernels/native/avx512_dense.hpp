@@ -50,41 +50,53 @@ static AGENTFORGE_INLINE void separate_rows(__m512i (&sums)[4], const __m512i (&
   sums[3] = _mm512_srai_epi32(_mm512_sub_epi32(nested[3], nested[2]), 6);
 }
 
-// One token, one panel at a time. A line (64 rows, 4 columns) costs 1 load, 3 ands and 4 vpdpbusd; the four
-// lines of a group have accumulators of their own, since vpdpbusd takes 5 cycles and two start in one.
+// One token times `groups` groups of one panel. A line (64 rows, 4 columns) costs 1 load, 3 ands and 4
+// vpdpbusd; the four lines of a group have accumulators of their own, since vpdpbusd takes 5 cycles and two
+// start in one. With kSparse, group i meets the activations of group index[i], whose sum is added to `excess`;
+// without, groups follow each other and their sum is known.
+template <bool kSparse>
+static AGENTFORGE_INLINE void multiply_panel(const uint8_t* weights, int64_t groups, const int8_t* q,
+                                             const int32_t* index, const int32_t* group_sums, int32_t excess,
+                                             float scale, const Epilogue& epilogue, int64_t row) {
+  const __m512i masks[3] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x3f)};
+  __m512i accumulators[4][4];  // [line][nested mask]
+  AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
+    AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested)
+      accumulators[line][nested] = _mm512_setzero_si512();
+  }
+  const int8_t* values = q;
+  const uint8_t* const end = weights + groups * kGroupBytes;
+  for (; weights < end; weights += kGroupBytes) {
+    if constexpr (kSparse) {
+      values = q + int64_t{*index} * kGroupColumns;
+      excess += group_sums[*index++];
+    }
+    AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(weights) + kPrefetchBytes + kLineBytes * line, _MM_HINT_T0);
+      const __m512i codes = _mm512_loadu_si512(weights + kLineBytes * line);
+      const __m512i words = broadcast_word(values + kLineColumns * line);
+      AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested)
+        dot4(accumulators[line][nested], _mm512_and_si512(codes, masks[nested]), words);
+      dot4(accumulators[line][3], codes, words);
+    }
+    if constexpr (!kSparse) values += kGroupColumns;
+  }
+  __m512i totals[4], sums[4];
+  AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested)
+    totals[nested] = _mm512_add_epi32(_mm512_add_epi32(accumulators[0][nested], accumulators[1][nested]),
+                                      _mm512_add_epi32(accumulators[2][nested], accumulators[3][nested]));
+  separate_rows(sums, totals);
+  AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+    sums[quarter] = _mm512_sub_epi32(sums[quarter], _mm512_set1_epi32(excess));
+  finish_panel(epilogue, row, sums, scale);
+}
+
 static void dense_matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum,
                          float scale, const Epilogue& epilogue, int64_t panel_begin,
                          int64_t panel_end) {
-  const __m512i masks[3] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x3f)};
-  const __m512i excess = _mm512_set1_epi32(sum);
-  const uint8_t* weights = panels + panel_begin * groups * kGroupBytes;
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    __m512i accumulators[4][4];  // [line][nested mask]
-    AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
-      AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested)
-        accumulators[line][nested] = _mm512_setzero_si512();
-    }
-    const int8_t* values = q;
-    const uint8_t* const end = weights + groups * kGroupBytes;
-    for (; weights < end; weights += kGroupBytes, values += kGroupColumns) {
-      AGENTFORGE_UNROLL for (int line = 0; line < 4; ++line) {
-        _mm_prefetch(reinterpret_cast<const char*>(weights) + kPrefetchBytes + kLineBytes * line, _MM_HINT_T0);
-        const __m512i codes = _mm512_loadu_si512(weights + kLineBytes * line);
-        const __m512i words = broadcast_word(values + kLineColumns * line);
-        AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested)
-          dot4(accumulators[line][nested], _mm512_and_si512(codes, masks[nested]), words);
-        dot4(accumulators[line][3], codes, words);
-      }
-    }
-    __m512i totals[4], sums[4];
-    AGENTFORGE_UNROLL for (int nested = 0; nested < 4; ++nested)
-      totals[nested] = _mm512_add_epi32(_mm512_add_epi32(accumulators[0][nested], accumulators[1][nested]),
-                                        _mm512_add_epi32(accumulators[2][nested], accumulators[3][nested]));
-    separate_rows(sums, totals);
-    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
-      sums[quarter] = _mm512_sub_epi32(sums[quarter], excess);
-    finish_panel(epilogue, panel * kPanelRows, sums, scale);
-  }
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+    multiply_panel<false>(panels + panel * groups * kGroupBytes, groups, q, nullptr, nullptr, sum, scale,
+                          epilogue, panel * kPanelRows);
 }
 
 // `packed` under a mask of one byte. In assembly, with the mask in memory: three more registers would make
@@ -107,6 +119,23 @@ static AGENTFORGE_INLINE void tile_step(__m512i (&accumulators)[4][T], const uin
   AGENTFORGE_UNROLL for (int token = 0; token < T; ++token)
     dot4_panel(accumulators[0][token], accumulators[1][token], accumulators[2][token],
                accumulators[3][token], codes, words + token);
+}
+
+// One token's sums of a tile to its outputs, or to where they wait for the next column block.
+static AGENTFORGE_INLINE void finish_token(const TileCall& call, int token, __m512i (&sums)[4], int32_t excess) {
+  int32_t* const carry = call.carry + token * kPanelRows;
+  if (!call.first) {
+    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+      sums[quarter] = _mm512_add_epi32(sums[quarter], _mm512_load_si512(carry + 16 * quarter));
+  }
+  if (!call.last) {
+    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+      _mm512_store_si512(carry + 16 * quarter, sums[quarter]);
+    return;
+  }
+  AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
+    sums[quarter] = _mm512_sub_epi32(sums[quarter], _mm512_set1_epi32(excess));
+  finish_panel(call.epilogue->from_token(token), call.row, sums, call.scale[token]);
 }
 
 // 64 rows x T tokens: up to 24 accumulators, 4 registers of codes, 1 of activations. A group is 16 T vpdpbusd
@@ -141,21 +170,7 @@ static void dense_tile(const TileCall& call) {
                                 : _mm512_add_epi32(accumulators[0][mask][token],
                                                    accumulators[kSets - 1][mask][token]);
     separate_rows(sums, nested);
-    int32_t* const carry = call.carry + token * kPanelRows;
-    if (!call.first) {
-      AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
-        sums[quarter] = _mm512_add_epi32(sums[quarter], _mm512_load_si512(carry + 16 * quarter));
-    }
-    if (!call.last) {
-      AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
-        _mm512_store_si512(carry + 16 * quarter, sums[quarter]);
-      continue;
-    }
-    const Epilogue epilogue = call.epilogue->from_token(token);
-    const __m512i excess = _mm512_set1_epi32(call.sum[token]);
-    AGENTFORGE_UNROLL for (int quarter = 0; quarter < 4; ++quarter)
-      sums[quarter] = _mm512_sub_epi32(sums[quarter], excess);
-    finish_panel(epilogue, call.row, sums, call.scale[token]);
+    finish_token(call, token, sums, call.sum[token]);
   }
 }
 

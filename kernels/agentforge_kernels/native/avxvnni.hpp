@@ -74,37 +74,53 @@ static AGENTFORGE_INLINE void separate_rows(__m256i (&sums)[kMasks], const __m25
   sums[3] = _mm256_srai_epi32(_mm256_sub_epi32(nested[3], nested[2]), 6);
 }
 
+// One token times `groups` groups of one panel. With kSparse, group i meets the activations of group index[i],
+// whose sum is added to `excess`; without, groups follow each other and their sum is known.
+template <Encoding encoding, bool kSparse>
+static AGENTFORGE_INLINE void multiply_panel(const uint8_t* line, int64_t groups, const int8_t* q,
+                                             const int32_t* index, const int32_t* group_sums, int32_t excess,
+                                             float scale, const Epilogue& epilogue, int64_t row) {
+  const __m256i mask[3] = {_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0f), _mm256_set1_epi8(0x3f)};
+  const uint8_t* const end = line + groups * kGroupBytes;
+  __m256i accumulators[2][kMasks];
+  AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
+    AGENTFORGE_UNROLL for (int nested = 0; nested < kMasks; ++nested)
+      accumulators[half][nested] = _mm256_setzero_si256();
+  const int8_t* x = q;
+  const uint8_t* group_end = line;
+  for (; line < end; line += kLineBytes, x += kLineColumns) {
+    if constexpr (kSparse) {
+      if (line == group_end) {
+        x = q + int64_t{*index} * kGroupColumns;
+        excess += group_sums[*index++];
+        group_end += kGroupBytes;
+      }
+    }
+    _mm_prefetch(reinterpret_cast<const char*>(line) + 16 * kGroupBytes, _MM_HINT_T0);
+    const __m256i first = avx2::load_32(line), second = avx2::load_32(line + 32);
+    const __m256i word = _mm256_set1_epi32(load_unaligned<int32_t>(x));
+    AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested) {
+      dot4<encoding>(accumulators[0][nested], _mm256_and_si256(first, mask[nested]), word);
+      dot4<encoding>(accumulators[1][nested], _mm256_and_si256(second, mask[nested]), word);
+    }
+    dot4<encoding>(accumulators[0][3], first, word);
+    dot4<encoding>(accumulators[1][3], second, word);
+  }
+  __m256i sums[8];  // 2 * row field + half
+  AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) {
+    __m256i fields[kMasks];
+    separate_rows(fields, accumulators[half]);
+    AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field) sums[2 * field + half] = fields[field];
+  }
+  avx2::finish_panel(epilogue, row, sums, excess, scale);
+}
+
 template <Encoding encoding>
 static void matvec(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum, float scale,
                    const Epilogue& epilogue, int64_t panel_begin, int64_t panel_end) {
-  const __m256i mask[3] = {_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0f), _mm256_set1_epi8(0x3f)};
-  const __m256i correction = _mm256_set1_epi32(sum);
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    const uint8_t* line = panels + panel * groups * kGroupBytes;
-    const uint8_t* const end = line + groups * kGroupBytes;
-    __m256i accumulators[2][kMasks];
-    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half)
-      AGENTFORGE_UNROLL for (int nested = 0; nested < kMasks; ++nested)
-        accumulators[half][nested] = _mm256_setzero_si256();
-    for (const int8_t* x = q; line < end; line += kLineBytes, x += kLineColumns) {
-      _mm_prefetch(reinterpret_cast<const char*>(line) + 16 * kGroupBytes, _MM_HINT_T0);
-      const __m256i first = avx2::load_32(line), second = avx2::load_32(line + 32);
-      const __m256i word = _mm256_set1_epi32(load_unaligned<int32_t>(x));
-      AGENTFORGE_UNROLL for (int nested = 0; nested < 3; ++nested) {
-        dot4<encoding>(accumulators[0][nested], _mm256_and_si256(first, mask[nested]), word);
-        dot4<encoding>(accumulators[1][nested], _mm256_and_si256(second, mask[nested]), word);
-      }
-      dot4<encoding>(accumulators[0][3], first, word);
-      dot4<encoding>(accumulators[1][3], second, word);
-    }
-    AGENTFORGE_UNROLL for (int half = 0; half < 2; ++half) {
-      __m256i sums[kMasks];
-      separate_rows(sums, accumulators[half]);
-      AGENTFORGE_UNROLL for (int field = 0; field < 4; ++field)
-        avx2::finish_8_rows(epilogue, panel * kPanelRows + kLineLanes * field + 8 * half,
-                            _mm256_sub_epi32(sums[field], correction), scale);
-    }
-  }
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+    multiply_panel<encoding, false>(panels + panel * groups * kGroupBytes, groups, q, nullptr, nullptr, sum,
+                                    scale, epilogue, panel * kPanelRows);
 }
 
 // ---- Tiles of tokens -----------------------------------------------------------------------------

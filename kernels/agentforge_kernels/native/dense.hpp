@@ -211,9 +211,10 @@ struct PrefetchShares {
 
   explicit PrefetchShares(int64_t tile_count) : tiles(smaller(tile_count, 4)), step(64 / larger(tiles, 1)) {}
 
-  void set(TileCall& call, int64_t turn, const uint8_t* next_block) const {
+  // `bytes`: of the next block (of this one, that is; nearly all are equal).
+  void set(TileCall& call, int64_t turn, const uint8_t* next_block, int64_t bytes) const {
     call.prefetch_step = step;
-    call.prefetch = turn < tiles ? next_block + turn * call.groups * 4 * step : call.weights;
+    call.prefetch = turn < tiles ? next_block + turn * bytes / tiles : call.weights;
   }
 };
 
@@ -243,7 +244,7 @@ inline void DenseCall::multiply_tiles(const TileGrid& grid, const PackedTokens& 
         tile_call.scale = packed.scale + begin;
         tile_call.sum = packed.sum + begin;
         tile_call.epilogue = &moved;
-        shares.set(tile_call, tile - tile_begin, next_block);
+        shares.set(tile_call, tile - tile_begin, next_block, tile_call.groups * kernels->group_bytes);
         kernels->tile[count](tile_call);
       }
     }

@@ -27,6 +27,15 @@ static AGENTFORGE_INLINE void finish_8_rows(const Epilogue& epilogue, int64_t ro
   _mm256_storeu_ps(epilogue.output + row, y);
 }
 
+// All 64 rows of the panel that begins at `row`; `sums` are not corrected yet. Not inlined: eight times
+// finish_8_rows in every kernel is slow to compile and no faster.
+static __attribute__((noinline)) void finish_panel(const Epilogue& epilogue, int64_t row, const __m256i (&sums)[8],
+                                                   int32_t excess, float activation_scale) {
+  for (int64_t vector = 0; vector < 8; ++vector)
+    finish_8_rows(epilogue, row + 8 * vector, _mm256_sub_epi32(sums[vector], _mm256_set1_epi32(excess)),
+                  activation_scale);
+}
+
 }  // namespace agentforge::avx2
 AGENTFORGE_TARGET_END
 #endif

@@ -1,9 +1,12 @@
 // The native extension of agentforge_kernels: one translation unit, one header a concept.
 //
 //   common, isa, threads, workspace     ground shared by all
-//   dense_kernels, dispatch             the slots of a level of instruction set, and who fills them
-//   portable, avx2, avxvnni, avx512_*   kernels of one level
-//   quantize, dense, pack               drivers: work over tokens, panels, column blocks and threads
+//   dense_kernels, sparse_kernels       the slots of a level of instruction set,
+//   dispatch, sparse_dispatch           and who fills them
+//   portable, avx2, avxvnni, avx512_*   kernels of one level: dense ternary, *_int8, *_sparse
+//   pack, pack_columns, pack_lanes      stored forms to the layouts kernels read
+//   quantize, dense, block_sparse,      drivers: work over tokens, panels, column blocks and threads
+//   activation_sparse
 //   limits                              the machine's own limits, for the benchmark
 //   bindings_*                          Python entry points (raw pointers)
 
@@ -11,10 +14,7 @@
 
 #include "bindings_bench.hpp"
 #include "bindings_dense.hpp"
-#if __has_include("bindings_sparse.hpp") && !defined(AGENTFORGE_WITHOUT_SPARSE)
 #include "bindings_sparse.hpp"
-#define AGENTFORGE_SPARSE 1
-#endif
 
 namespace agentforge {
 
@@ -58,7 +58,5 @@ NB_MODULE(_extension, module) {
   agentforge::bind_isa(module);
   agentforge::bind_dense(module);
   agentforge::bind_bench(module);
-#ifdef AGENTFORGE_SPARSE
   agentforge::bind_sparse(module);
-#endif
 }
