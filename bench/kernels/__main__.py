@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = (sections.quick if options.quick else sections.full)(threads, extension)
     if options.rounds:
         plan = replace(plan, rounds=options.rounds)
+    machine.raise_priority(session=False)  # this process hands out turns, and does nothing else
     rows = run(plan)
     print(table.text(rows))
     print(targets.text(targets.judge(rows)))

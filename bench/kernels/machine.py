@@ -10,16 +10,19 @@ AUTOGROUP = Path("/proc/self/autogroup")
 HIGHEST = -20
 
 
-def raise_priority() -> bool:
+def raise_priority(session: bool) -> bool:
     """Highest priority for this process, if permitted (root on Linux).
 
     With the scheduler's autogroups on, ``nice`` only orders the processes of one session; sessions
     have a niceness of their own, and without raising it two threads were stopped for 4 to 8 ms at a
     time. Workers are sessions of their own, so nobody else is raised.
+
+    Args:
+        session: Raise the session as well.
     """
     try:
         os.setpriority(os.PRIO_PROCESS, 0, HIGHEST)
-        if AUTOGROUP.exists():
+        if session and AUTOGROUP.exists():
             AUTOGROUP.write_text(str(HIGHEST), encoding="ascii")
     except (OSError, AttributeError):
         return False

@@ -95,7 +95,7 @@ def main() -> None:
     options = json.loads(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not mix with replies
-    raised = raise_priority()
+    raised = raise_priority(session=True)
     seconds = options.pop("measurement_seconds")
     try:
         contestant: Contestant = getattr(import_module(module), name)(**options)
