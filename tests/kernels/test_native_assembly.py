@@ -29,7 +29,10 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("assembly")
     headers = sorted(file.name for file in NATIVE.glob("*.hpp") if "bindings" not in file.name)
     source = folder / "kernels.cpp"
-    uses = "\nconst void* table(int level) { return &agentforge::dense_kernels_of(level); }\n"
+    uses = "".join(
+        f"const void* {kind}(int level) {{ return &agentforge::{kind}_kernels_of(level); }}\n"
+        for kind in ("dense", "sparse", "int8")
+    )
     source.write_text("".join(f'#include "{header}"\n' for header in headers) + uses)
     assembly = folder / "kernels.s"
     command = [COMPILER, *FLAGS, f"-I{NATIVE}", str(source), "-o", str(assembly)]
@@ -63,6 +66,34 @@ def test_dense_loops_touch_no_stack(
     functions: dict[str, list[str]], pattern: str, products: int
 ) -> None:
     assert not [line for line in hot_loop(functions, pattern, products) if STACK.search(line)]
+
+
+# Function, the instruction that multiplies, how many of it an innermost loop has, how many loops.
+SPARSE_AND_INT8_LOOPS = [
+    (r"avx512L12block_matvec", "vpdpbusd", 16, 1),
+    (r"avx512L13column_matvec", "vpdpbusd", 16, 1),
+    (r"avx512L11int8_matvec", "vpdpbusd", 16, 1),
+    *((rf"avx512L9int8_tileILi{tokens}E", "vpdpbusd", 16 * tokens, 1) for tokens in range(1, 7)),
+    (r"avxvnniL12block_matvec", "vpdpbusd", 8, 1),
+    (r"avxvnniL13column_matvec", "vpdpbusd", 8, 2),
+    (r"avxvnniL11int8_matvec", "vpdpbusd", 8, 1),
+    *((rf"avxvnniL9int8_tileILi{tokens}E", "vpdpbusd", 2 * tokens, 1) for tokens in range(1, 7)),
+    (r"avx2L12block_matvec", "vpmaddubsw", 8, 1),
+    (r"avx2L13column_matvec", "vpmaddubsw", 8, 2),
+    (r"avx2L11int8_matvec", "vpmaddwd", 16, 1),
+    *((rf"avx2L9int8_tileILi{tokens}E", "vpmaddwd", 4 * tokens, 1) for tokens in range(1, 5)),
+]
+
+
+@pytest.mark.parametrize(("pattern", "product", "products", "count"), SPARSE_AND_INT8_LOOPS)
+def test_sparse_and_int8_loops_touch_no_stack(
+    functions: dict[str, list[str]], pattern: str, product: str, products: int, count: int
+) -> None:
+    names = [name for name in functions if re.search(pattern, name)]
+    assert len(names) == 1, f"{pattern}: {names}"
+    loops = innermost_loops(functions[names[0]], product)
+    assert [sum(product in line for line in loop) for loop in loops] == [products] * count
+    assert not [line for loop in loops for line in loop if STACK.search(line)]
 
 
 def test_no_vector_register_is_spilled_in_any_512_bit_loop(
