@@ -54,6 +54,8 @@ class TernaryLinear(nn.Module):
         bias: Whether a bias is added.
         norm: Whether the input is RMS-normalised first (with a weight, fused).
         epsilon: Of the norm.
+        zero_activations: Share of the input expected to be exactly zero (behind a squared ReLU),
+            0 to 1: with enough of them one token at a time is computed by columns.
         device: Where the buffers lie.
 
     The weight is zero until something is loaded; see :meth:`from_linear` and :meth:`from_packed`.
@@ -73,6 +75,7 @@ class TernaryLinear(nn.Module):
         bias: bool = False,
         norm: bool = False,
         epsilon: float = 1e-5,
+        zero_activations: float = 0.0,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -82,6 +85,7 @@ class TernaryLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.epsilon = epsilon
+        self.zero_activations = zero_activations
         shape = out_features, padded(in_features) // 4
         self.register_buffer(
             "codes", torch.full(shape, _FOUR_ZERO_WEIGHTS, dtype=torch.uint8, device=device)
@@ -101,6 +105,7 @@ class TernaryLinear(nn.Module):
         bias: Tensor | None = None,
         norm_weight: Tensor | None = None,
         epsilon: float = 1e-5,
+        zero_activations: float = 0.0,
     ) -> Self:
         """A layer around a packed matrix, whose tensors it shares.
 
@@ -109,19 +114,28 @@ class TernaryLinear(nn.Module):
             bias: Floating ``[rows]``, copied to float32.
             norm_weight: Floating ``[columns]`` of an RMSNorm before the layer, copied to float32.
             epsilon: Of that norm.
+            zero_activations: Share of the input expected to be zero.
 
         Raises:
             KernelInputError: Not a packed matrix; a bias or norm of the wrong dtype or shape.
         """
         check_type("packed", packed, PackedTernary)
-        layer = cls(packed.columns, packed.rows, epsilon=epsilon, device="meta")
+        layer = cls(
+            packed.columns,
+            packed.rows,
+            epsilon=epsilon,
+            zero_activations=zero_activations,
+            device="meta",
+        )
         layer.codes, layer.scale = packed.codes, packed.scale
         layer.bias = _vector("bias", bias, packed.rows, packed.codes.device)
         layer.norm_weight = _vector("norm_weight", norm_weight, packed.columns, packed.codes.device)
         return layer
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, norm: nn.RMSNorm | None = None) -> Self:
+    def from_linear(
+        cls, linear: nn.Linear, norm: nn.RMSNorm | None = None, *, zero_activations: float = 0.0
+    ) -> Self:
         """Quantise a float layer (absmean, BitNet b1.58); the layer given is not changed.
 
         A layer that was not trained for it loses most of what it knew: ternary weights have to be
@@ -130,6 +144,7 @@ class TernaryLinear(nn.Module):
         Args:
             linear: Any floating dtype and device.
             norm: The RMSNorm that stands before it, to be fused into it.
+            zero_activations: Share of the input expected to be zero.
 
         Raises:
             KernelInputError: Not a linear layer, or weights that are not finite.
@@ -144,7 +159,13 @@ class TernaryLinear(nn.Module):
             # torch's default, made for the dtype it computes in.
             epsilon = norm.eps if norm.eps is not None else torch.finfo(norm_weight.dtype).eps
         packed = pack_ternary(*quantize_weights(linear.weight.detach()))
-        return cls.from_packed(packed, bias=linear.bias, norm_weight=norm_weight, epsilon=epsilon)
+        return cls.from_packed(
+            packed,
+            bias=linear.bias,
+            norm_weight=norm_weight,
+            epsilon=epsilon,
+            zero_activations=zero_activations,
+        )
 
     @property
     def packed(self) -> PackedTernary:
@@ -162,7 +183,7 @@ class TernaryLinear(nn.Module):
             KernelInputError: The buffers hold no ternary matrix.
             BackendUnavailableError: The forced backend cannot run here.
         """
-        return self._adopt(prepare(self.packed))
+        return self._adopt(prepare(self.packed, zero_activations=self.zero_activations))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The layer's output.
@@ -209,6 +230,8 @@ class TernaryLinear(nn.Module):
         text += f", bias={self.bias is not None}"
         if self.norm_weight is not None:
             text += f", norm=True, epsilon={self.epsilon}"
+        if self.zero_activations:
+            text += f", zero_activations={self.zero_activations}"
         return text + (", scale per row" if self.scale.numel() > 1 else "")
 
     def _current(self) -> _Ready:
@@ -299,7 +322,9 @@ def prepare_model(model: nn.Module) -> int:
         BackendUnavailableError: As :meth:`TernaryLinear.prepare`.
     """
     layers = [module for module in model.modules() if isinstance(module, TernaryLinear)]
-    prepared = prepare_in_order([layer.packed for layer in layers])
+    prepared = prepare_in_order(
+        [layer.packed for layer in layers], [layer.zero_activations for layer in layers]
+    )
     for layer, weight in zip(layers, prepared, strict=True):
         layer._adopt(weight)
     return len(layers)

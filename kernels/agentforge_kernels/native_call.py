@@ -1,4 +1,4 @@
-"""The shortest way from a tensor into the extension, for a dense matrix used again and again.
+"""The shortest way from a tensor into the extension, for a matrix used again and again.
 
 A 512 x 512 matvec is 1 us, and a call that checks its arguments one by one is several. What cannot
 change (addresses, sizes, scale) is bound once; what can is looked at in one condition, and when
@@ -7,32 +7,44 @@ anything is unusual the call declines and the ordinary way, slower and with word
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._python_dispatch import _disable_current_modes
 
 from agentforge_kernels.errors import KernelInputError
+from agentforge_kernels.format import padded
 from agentforge_kernels.native import extension
 from agentforge_kernels.native.threads import shares_openmp
 
-DenseCall = Callable[[object, Tensor | None, float, Tensor | None, Tensor | None], Tensor | None]
+Call = Callable[[object, Tensor | None, float, Tensor | None, Tensor | None], Tensor | None]
 """``(x, norm_weight, epsilon, residual, bias)`` to float32 ``[..., rows]``; ``None``: declined."""
+Product = Callable[[int, int, int, float, int, int, int], int]
+"""Addresses and numbers ``(x, element type, norm weight, epsilon, tokens, residual, output)``:
+fills the output and answers the first token that holds NaN or infinity, or -1."""
 
 _ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _CPU = torch.device("cpu")
 
 
-def bind_dense(panels: Tensor, scale: Tensor, rows: int, columns: int) -> DenseCall:
+class SparseProduct(NamedTuple):
+    """A product over a sparse form, which pays for calls of up to ``most_tokens`` tokens."""
+
+    product: Product
+    most_tokens: int
+
+
+def bind(rows: int, columns: int, dense: Product, sparse: SparseProduct | None = None) -> Call:
     """A call that quantises and multiplies by one matrix.
 
     Args:
-        panels: Layout ``panels`` of the native backend; kept alive by the call.
-        scale: float32 ``[1]`` or ``[rows]`` on the CPU; copied.
         rows: Of the matrix.
         columns: Of the matrix.
+        dense: Its product, :func:`dense_product`.
+        sparse: Its product for few tokens, when there is a faster one.
 
     Returns:
         The call, for use when nobody watches (:func:`is_watched`). It declines (``None``) when a
@@ -40,16 +52,9 @@ def bind_dense(panels: Tensor, scale: Tensor, rows: int, columns: int) -> DenseC
         shape. It raises :class:`KernelInputError` for NaN and infinity in ``x``. ``bias`` is
         float32 ``[rows]``, added last.
     """
-    assert extension is not None
-    # A copy, since an address is kept: nobody else can resize it or let it go.
-    with _disable_current_modes():
-        scale = scale.detach().clone(memory_format=torch.contiguous_format)
-    panels_address, scale_address, per_row = panels.data_ptr(), scale.data_ptr(), scale.numel() > 1
-    keep_alive = panels, scale
-    linear = extension.dense_linear_fused
     element_type = _ELEMENT_TYPES.get
-    threads = torch.get_num_threads if shares_openmp() else lambda: 1
     empty, float32, strided = torch.empty, torch.float32, torch.strided
+    few, most_tokens = sparse if sparse is not None else (dense, 0)
 
     def call(
         x: object,
@@ -70,8 +75,8 @@ def bind_dense(panels: Tensor, scale: Tensor, rows: int, columns: int) -> DenseC
         norm_address = added_address = 0
         if norm_weight is not None:
             if (
-                norm_weight.ndim != 1
-                or not _fits(norm_weight, columns)
+                not _fits(norm_weight, columns)
+                or norm_weight.ndim != 1
                 or not 0.0 <= epsilon < 1e30
             ):
                 return None
@@ -86,16 +91,103 @@ def bind_dense(panels: Tensor, scale: Tensor, rows: int, columns: int) -> DenseC
             if tokens == 1 and residual is None:
                 added_address, bias = bias.data_ptr(), None
         output = empty((*shape[:-1], rows), dtype=float32, device=_CPU)
-        bad = linear(
-            x.data_ptr(), kind, norm_address, epsilon, tokens, panels_address, scale_address,
-            per_row, added_address, output.data_ptr(), rows, columns, threads(),
-        )  # fmt: skip
+        product = few if tokens <= most_tokens else dense
+        bad = product(
+            x.data_ptr(), kind, norm_address, epsilon, tokens, added_address, output.data_ptr()
+        )
         if bad >= 0:
             raise KernelInputError("x", f"NaN or infinity in token {bad}", "finite values")
         return output if bias is None else output.add_(bias)
 
-    call.keep_alive = keep_alive  # type: ignore[attr-defined]
     return call
+
+
+def dense_product(panels: Tensor, scale: Tensor, rows: int, columns: int) -> Product:
+    """The product with a matrix in ``panels``, quantised on the way.
+
+    Args:
+        panels: Layout of the native backend; kept alive by the product.
+        scale: float32 ``[1]`` or ``[rows]``; kept alive too, and not to be resized.
+        rows: Of the matrix.
+        columns: Of the matrix.
+    """
+    linear, threads = _extension().dense_linear_fused, _threads()
+    panels_address, scale_address, per_row = panels.data_ptr(), scale.data_ptr(), scale.numel() > 1
+
+    def product(
+        x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
+    ) -> int:
+        bad: int = linear(
+            x, kind, norm, epsilon, tokens, panels_address, scale_address, per_row, added, output,
+            rows, columns, threads(),
+        )  # fmt: skip
+        return bad
+
+    return _kept(product, panels, scale)
+
+
+def block_sparse_product(
+    tiles: Tensor, index: Tensor, start: Tensor, scale: Tensor, rows: int, columns: int, most: int
+) -> Product:
+    """The product over stored tiles, for up to ``most`` tokens.
+
+    Args:
+        tiles: uint8 ``[count, 256]`` in the native order; kept alive like all tensors here.
+        index: int32 ``[count]``.
+        start: int32 ``[row blocks + 1]``.
+        scale: float32 ``[1]`` or ``[rows]``.
+        rows: Of the matrix.
+        columns: Of the matrix.
+        most: Tokens that scratch memory is made for.
+    """
+    linear, quantise, threads = (
+        _extension().block_sparse_linear,
+        _quantiser(columns, most),
+        _threads(),
+    )
+    addresses = tiles.data_ptr(), index.data_ptr(), start.data_ptr(), tiles.shape[0]
+    scale_address, per_row, stride = scale.data_ptr(), scale.numel() > 1, padded(columns)
+
+    def product(
+        x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
+    ) -> int:
+        q, q_scale, total = quantise(x, kind, norm, epsilon, tokens)
+        bad: int = linear(
+            q, stride, q_scale, total, tokens, *addresses, scale_address, per_row, added, output,
+            rows, columns, threads(),
+        )  # fmt: skip
+        return bad
+
+    return _kept(product, tiles, index, start, scale)
+
+
+def activation_sparse_product(
+    blocks: Tensor, scale: Tensor, rows: int, columns: int, most: int
+) -> Product:
+    """The product over columns whose activation is not zero, for up to ``most`` tokens.
+
+    Args:
+        blocks: Layout ``column_blocks`` of the native backend; kept alive.
+        scale: float32 ``[1]`` or ``[rows]``; kept alive.
+        rows: Of the matrix.
+        columns: Of the matrix.
+        most: Tokens that scratch memory is made for.
+    """
+    linear, threads = _extension().activation_sparse_linear, _threads()
+    quantise, stride = _quantiser(columns, most), padded(columns)
+    blocks_address, scale_address, per_row = blocks.data_ptr(), scale.data_ptr(), scale.numel() > 1
+
+    def product(
+        x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
+    ) -> int:
+        q, q_scale, total = quantise(x, kind, norm, epsilon, tokens)
+        bad: int = linear(
+            q, stride, q_scale, total, tokens, blocks_address, scale_address, per_row, added,
+            output, rows, columns, threads(),
+        )  # fmt: skip
+        return bad
+
+    return _kept(product, blocks, scale)
 
 
 def is_watched() -> bool:
@@ -106,6 +198,46 @@ def is_watched() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
     )
+
+
+def _quantiser(columns: int, most: int) -> Callable[..., tuple[int, int, int]]:
+    """Quantises up to ``most`` tokens into scratch memory of the calling thread; its addresses."""
+    extension_quantize, threads = _extension().quantize, _threads()
+    stride = padded(columns)
+    scratch = threading.local()
+
+    def quantise(x: int, kind: int, norm: int, epsilon: float, tokens: int) -> tuple[int, int, int]:
+        try:
+            q, scale, total = scratch.addresses
+        except AttributeError:
+            scratch.tensors = (
+                torch.zeros((most, stride), dtype=torch.int8, device=_CPU),
+                torch.zeros(most, dtype=torch.float32, device=_CPU),
+                torch.zeros(most, dtype=torch.int32, device=_CPU),
+            )
+            q, scale, total = (tensor.data_ptr() for tensor in scratch.tensors)
+            scratch.addresses = q, scale, total
+        extension_quantize(
+            x, kind, norm, epsilon, tokens, columns, q, stride, scale, total, threads()
+        )
+        return q, scale, total
+
+    return quantise
+
+
+def _extension() -> Any:
+    assert extension is not None
+    return extension
+
+
+def _threads() -> Callable[[], int]:
+    return torch.get_num_threads if shares_openmp() else lambda: 1
+
+
+def _kept(product: Product, *tensors: Tensor) -> Product:
+    """Ties the tensors to the product that holds their addresses."""
+    product.tensors = tensors  # type: ignore[attr-defined]
+    return product
 
 
 def _fits(tensor: Tensor, values: int) -> bool:

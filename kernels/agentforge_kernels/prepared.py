@@ -1,16 +1,31 @@
-"""Weights made ready for a backend: once, before the first call, in memory order when wanted."""
+"""Weights made ready for a backend: once, before the first call, in memory order when wanted.
+
+Here the form a matrix is computed in is chosen as well. Every form gives the same bits, so the
+choice is one of speed, by the measured :mod:`agentforge_kernels.thresholds`: tiles that are zero
+are counted, and how many activations will be zero is what the caller expects.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agentforge_kernels import dispatch, layouts
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from agentforge_kernels import dispatch, layouts, native_call, thresholds
 from agentforge_kernels.arena import place_consecutively
 from agentforge_kernels.backend import Backend
+from agentforge_kernels.errors import KernelInputError
 from agentforge_kernels.format import PackedTernary
 from agentforge_kernels.layouts import LaidOut, dense_layout
-from agentforge_kernels.native_call import DenseCall, bind_dense
+from agentforge_kernels.sparse import to_block_sparse, to_columns
+from agentforge_kernels.thresholds import ACTIVATION_SPARSE, BLOCK_SPARSE
+
+_ZERO_WEIGHTS = 0x5555555555555555
+"""Thirty-two weights 0; a tile is 32 such words, in whatever order a panel keeps them."""
+_TILE_WORDS = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,48 +36,120 @@ class PreparedTernary:
         packed: The stored form (compiled graphs and gradients read it).
         backend: Who computes.
         laid_out: The weight in that backend's order.
+        form: In which form, and why, in a sentence.
         call: The short way into the native extension, where there is one.
     """
 
     packed: PackedTernary
     backend: Backend
     laid_out: LaidOut
-    call: DenseCall | None = field(default=None, repr=False)
+    form: str
+    call: native_call.Call | None = field(default=None, repr=False)
 
 
-def prepare(packed: PackedTernary) -> PreparedTernary:
-    """Lay a matrix out for the backend of its device.
+def prepare(packed: PackedTernary, *, zero_activations: float = 0.0) -> PreparedTernary:
+    """Lay a matrix out for the backend of its device, in the form that is fastest.
 
-    An operation given a :class:`PackedTernary` does the same at its first call; here the time is
-    spent, and an unavailable backend reported, when the caller chooses.
+    An operation given a :class:`PackedTernary` lays it out dense at its first call; here the time
+    is spent, and an unavailable backend reported, when the caller chooses, and calls are shorter.
+
+    Args:
+        packed: The matrix.
+        zero_activations: Share of its input that is expected to be exactly zero, 0 to 1, as behind
+            a squared ReLU. A wrong guess costs time, not correctness.
 
     Raises:
-        KernelInputError: ``AGENTFORGE_KERNELS`` has a value that means nothing.
+        KernelInputError: A share outside 0 to 1; ``AGENTFORGE_KERNELS`` has a value that means
+            nothing.
         BackendUnavailableError: The forced backend cannot run here.
     """
+    if not 0.0 <= zero_activations <= 1.0:
+        raise KernelInputError("zero_activations", zero_activations, "0 to 1")
     backend = dispatch.backend_for(packed.codes.device)
     laid_out = dense_layout(packed.codes, packed.columns, backend)
-    call = None
-    if laid_out.layout == "panels":
-        call = bind_dense(laid_out.tensor, packed.scale, packed.rows, packed.columns)
-    return PreparedTernary(packed, backend, laid_out, call)
+    if laid_out.layout != "panels":
+        form = f"dense: sparse forms were not measured for the backend {backend.name}"
+        return PreparedTernary(packed, backend, laid_out, form)
+    # For real, even while a mode such as FakeTensorMode watches.
+    with _disable_current_modes():
+        # A copy, since its address is kept: nobody else can resize it or let it go.
+        scale = packed.scale.detach().clone(memory_format=torch.contiguous_format)
+        form, sparse = _sparse_product(packed, backend, laid_out.tensor, scale, zero_activations)
+        dense = native_call.dense_product(laid_out.tensor, scale, packed.rows, packed.columns)
+    call = native_call.bind(packed.rows, packed.columns, dense, sparse)
+    return PreparedTernary(packed, backend, laid_out, form, call)
 
 
-def prepare_in_order(matrices: Sequence[PackedTernary]) -> list[PreparedTernary]:
+def prepare_in_order(
+    matrices: Sequence[PackedTernary], zero_activations: Sequence[float] | None = None
+) -> list[PreparedTernary]:
     """Lay matrices out one after the other in one block of memory, in the order of execution.
 
     A matrix of 512 x 512 is read before the processor's prefetcher has understood the pattern; what
     is prefetched beyond its end is then the next matrix (:mod:`agentforge_kernels.arena`). Matrices
     that are not on the CPU are prepared where they are.
 
+    Args:
+        matrices: In the order of execution.
+        zero_activations: As for :func:`prepare`, one for each matrix.
+
     Raises:
         KernelInputError: As :func:`prepare`.
         BackendUnavailableError: As :func:`prepare`.
     """
-    first = [prepare(packed) for packed in matrices]
-    movable = [item for item in first if item.laid_out.layout == "panels"]
-    placed = place_consecutively([item.laid_out.tensor for item in movable])
-    for item, tensor in zip(movable, placed, strict=True):
-        laid_out = LaidOut(tensor, item.laid_out.layout)
-        layouts.keep(item.packed.codes, item.packed.columns, item.backend, laid_out)
-    return [prepare(packed) for packed in matrices]
+    shares = [0.0] * len(matrices) if zero_activations is None else zero_activations
+    movable: list[tuple[PackedTernary, Backend, LaidOut]] = []
+    for packed in matrices:
+        backend = dispatch.backend_for(packed.codes.device)
+        laid_out = dense_layout(packed.codes, packed.columns, backend)
+        if laid_out.layout == "panels":
+            movable.append((packed, backend, laid_out))
+    placed = place_consecutively([laid_out.tensor for _, _, laid_out in movable])
+    for (packed, backend, laid_out), tensor in zip(movable, placed, strict=True):
+        layouts.keep(packed.codes, packed.columns, backend, LaidOut(tensor, laid_out.layout))
+    return [
+        prepare(packed, zero_activations=share)
+        for packed, share in zip(matrices, shares, strict=True)
+    ]
+
+
+def _sparse_product(
+    packed: PackedTernary, backend: Backend, panels: Tensor, scale: Tensor, zero_activations: float
+) -> tuple[str, native_call.SparseProduct | None]:
+    """The form a matrix is computed in, in words, and its product if it is a sparse one."""
+    from agentforge_kernels.native_backend import NativeBackend
+
+    assert isinstance(backend, NativeBackend)
+    size = packed.codes.nbytes
+    words = panels.view(torch.int64).view(-1, _TILE_WORDS)
+    zero_tiles = float((words == _ZERO_WEIGHTS).all(dim=1).double().mean())
+    tiles_pay = thresholds.most_tokens(BLOCK_SPARSE, size, zero_tiles)
+    columns_pay = thresholds.most_tokens(ACTIVATION_SPARSE, size, zero_activations)
+    rows, columns = packed.rows, packed.columns
+    if columns_pay and (not tiles_pay or zero_activations >= zero_tiles):
+        blocks, _ = backend.lay_out_columns(to_columns(packed).codes, rows)
+        product = native_call.activation_sparse_product(blocks, scale, rows, columns, columns_pay)
+        why = f"{zero_activations:.0%} of the activations are expected to be zero"
+        return _sentence("activation-sparse", columns_pay, why, size), native_call.SparseProduct(
+            product, columns_pay
+        )
+    if tiles_pay:
+        sparse = to_block_sparse(packed)
+        tiles, _ = backend.lay_out_tiles(sparse.tiles)
+        product = native_call.block_sparse_product(
+            tiles, sparse.index, sparse.start, scale, rows, columns, tiles_pay
+        )
+        why = f"{zero_tiles:.0%} of the tiles are zero"
+        return _sentence("block-sparse", tiles_pay, why, size), native_call.SparseProduct(
+            product, tiles_pay
+        )
+    return (
+        f"dense: {zero_tiles:.0%} of the tiles and {zero_activations:.0%} of the activations are "
+        f"zero, too few for a sparse form to pay at {size:,} bytes",
+        None,
+    )
+
+
+def _sentence(form: str, tokens: int, why: str, size: int) -> str:
+    calls = "one token" if tokens == 1 else f"up to {tokens} tokens"
+    return f"{form} for calls of {calls}, dense beyond: {why}, which pays at {size:,} bytes"
