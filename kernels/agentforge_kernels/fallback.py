@@ -65,8 +65,8 @@ def accumulate_in_float(q: Tensor, weight: Tensor) -> Tensor:
 def int_mm_is_exact() -> bool:
     """Whether ``torch._int_mm`` gives the exact product of the largest int8 values here."""
     for tokens, q_value, weight_value in product((1, 33), (127, -127, -128), (127, -128, 1, -1)):
-        q = torch.full((tokens, PROBE_COLUMNS), q_value, dtype=torch.int8)
-        weight = torch.full((48, PROBE_COLUMNS), weight_value, dtype=torch.int8)
+        q = torch.full((tokens, PROBE_COLUMNS), q_value, dtype=torch.int8, device="cpu")
+        weight = torch.full((48, PROBE_COLUMNS), weight_value, dtype=torch.int8, device="cpu")
         try:
             seen = torch._int_mm(q, weight.T)
         except RuntimeError:

@@ -108,7 +108,7 @@ def pack(trits: Tensor, scale: Tensor | float) -> PackedTernary:
     """
     check_trits(trits)
     if not isinstance(scale, Tensor):
-        scale = torch.tensor([scale], dtype=torch.float32)
+        scale = torch.tensor([scale], dtype=torch.float32, device=trits.device)
     return PackedTernary(pack_codes(trits), scale.to(trits.device, copy=True), int(trits.shape[1]))
 
 

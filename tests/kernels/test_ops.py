@@ -34,6 +34,7 @@ from agentforge_kernels import (
     to_columns,
     unpack,
 )
+from agentforge_kernels.fallback import int_mm_is_exact
 from agentforge_kernels.format import padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -441,43 +442,42 @@ def test_a_matrix_lives_as_long_as_what_was_prepared_from_it() -> None:
         assert torch.equal(ternary_linear(x, prepared), wanted)
 
 
-@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_results_do_not_depend_on_torch_s_default_dtype(default: torch.dtype) -> None:
-    packed, x = matrix(70, 200), draw(3, 200)
-    wanted = expected(x, unpack(packed), packed.scale)
-    blocks, columns, prepared = to_block_sparse(packed), to_columns(packed), prepare(packed)
-    head = quantize_int8(draw(9, 200))
-    wanted_head = expected(x, head.weight, head.scale)
-    torch.set_default_dtype(default)
+@pytest.mark.parametrize("backend", ["auto", "fallback", "reference"])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
+def test_results_do_not_depend_on_torch_s_defaults(
+    monkeypatch: pytest.MonkeyPatch, backend: str, default: torch.dtype | torch.device
+) -> None:
+    if backend == "fallback":
+        fallback = dispatch.backend_named("fallback")
+        int_mm_is_exact.cache_clear()
+        monkeypatch.setattr(dispatch, "backend_for", lambda device: fallback)
+    else:
+        monkeypatch.setenv(dispatch.VARIABLE, backend)
+    x, trits = draw(3, 200), unpack(matrix(70, 200))
+    head_weight = draw(9, 200)
+    if isinstance(default, torch.device):
+        torch.set_default_device(default)
+    else:
+        torch.set_default_dtype(default)
     try:
+        packed, head = pack(trits, 0.5), quantize_int8(head_weight)
         outputs = [
             ternary_linear(x, packed),
-            ternary_linear(x, prepared),
-            ternary_linear_block_sparse(x, blocks),
-            ternary_linear_activation_sparse(x, columns),
+            ternary_linear(x, prepare(packed)),
+            ternary_linear(x, prepare_in_order([packed])[0]),
+            ternary_linear(quantize_activations(x), packed),
+            ternary_linear_block_sparse(x, to_block_sparse(packed)),
+            ternary_linear_activation_sparse(x, to_columns(packed)),
+            TernaryLinear.from_packed(packed)(x),
         ]
         head_output = int8_linear(x, head)
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    wanted = expected(x, trits, torch.tensor([0.5]))
     for output in outputs:
         assert torch.equal(output, wanted)
-    assert torch.equal(head_output, wanted_head)
-
-
-def test_results_do_not_depend_on_torch_s_default_device() -> None:
-    packed, x = matrix(70, 200), draw(3, 200)
-    wanted = expected(x, unpack(packed), packed.scale)
-    columns, head = to_columns(packed), quantize_int8(draw(9, 200))
-    with torch.device("meta"):
-        outputs = [
-            ternary_linear(x, packed),
-            ternary_linear(x, prepare(packed)),
-            ternary_linear_activation_sparse(x, columns),
-        ]
-        output = int8_linear(x, head)
-    for result in outputs:
-        assert torch.equal(result, wanted)
-    assert torch.equal(output, expected(x, head.weight, head.scale))
+    assert torch.equal(head_output, expected(x, head.weight, head.scale))
 
 
 def test_padding_of_activations_made_by_hand() -> None:
