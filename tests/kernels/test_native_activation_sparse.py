@@ -102,9 +102,10 @@ def test_one_row_of_a_line_at_a_time() -> None:
 
 
 def test_more_columns_than_scaled_rows_can_sum() -> None:
-    columns = 131072 + 300  # sums scaled by 64 are only safe up to 131,071 columns
-    trits = torch.ones(2, columns, dtype=torch.int8)
-    trits[1] = -1
+    # Rows 48 to 63 of 64 count 64 times on the way: safe up to 131,071 columns of code 2.
+    columns = 131072 + 300
+    trits = torch.ones(50, columns, dtype=torch.int8)
+    trits[1::2] = -1
     for value in (-128, 127):
         check(torch.full((1, columns), value, dtype=torch.int8), trits)
 

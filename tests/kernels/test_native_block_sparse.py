@@ -123,10 +123,11 @@ def test_row_blocks_of_very_different_size() -> None:
 
 
 def test_more_columns_than_scaled_fields_can_sum() -> None:
-    columns = 262144 + 40
-    trits = torch.ones(2, columns, dtype=torch.int8)
-    trits[1] = -1
-    trits[:, 1600:48000] = 0
+    # Rows 48 to 63 of 64 count 64 times on the way: safe up to 131,071 columns of code 2.
+    columns = 131072 + 40
+    trits = torch.ones(50, columns, dtype=torch.int8)
+    trits[1::2] = -1
+    trits[:, 1600:1616] = 0
     check(torch.full((1, columns), -128, dtype=torch.int8), trits)
 
 
