@@ -43,9 +43,16 @@ class FallbackBackend(ReferenceBackend):
 
     def accumulate(self, q: Tensor, weight: Tensor) -> Tensor:
         """Exact ``q @ weight.T`` as integers: int8 ``[tokens, columns]``, ``[rows, columns]``."""
-        if int_mm_is_exact():
-            return torch._int_mm(q.contiguous(), weight.T)
+        # Over one column torch 2.13 leaves part of _int_mm's result unwritten.
+        if q.shape[1] > 1 and int_mm_is_exact():
+            return torch._int_mm(_row_major(q), _row_major(weight).T)
         return accumulate_in_float(q, weight)
+
+
+def _row_major(matrix: Tensor) -> Tensor:
+    """Contiguous, the stride of a single row spelled out: torch lets it be anything, and with a 0
+    ``_int_mm`` computes nothing (https://github.com/pytorch/pytorch/issues/195066)."""
+    return matrix.contiguous().as_strided(matrix.shape, (matrix.shape[1], 1))
 
 
 def accumulate_in_float(q: Tensor, weight: Tensor) -> Tensor:
