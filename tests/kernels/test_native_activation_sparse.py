@@ -75,6 +75,37 @@ def test_every_share_of_zeros_equals_the_reference(rows: int, columns: int) -> N
         check(random_q(tokens, columns, zeros), trits, scale, residual)
 
 
+def test_more_tokens_than_are_listed_at_once() -> None:
+    trits = random_trits(600, 150)
+    for tokens in (15, 16, 17, 40):
+        q = random_q(tokens, 150, 0.6)
+        q[tokens // 2] = 0  # an empty list between others
+        check(q, trits, torch.rand(600), torch.randn(tokens, 600))
+
+
+def test_the_extension_names_the_first_bad_token() -> None:
+    rows, columns, tokens = 300, 64, 40
+    blocks, _ = NativeBackend(1).lay_out_columns(
+        to_columns(pack(random_trits(rows, columns), 1.0)).codes, rows
+    )
+    q, scale, total = activations_of(random_q(tokens, columns, 0.5))
+    output, one = torch.empty(tokens, rows), torch.ones(1)
+
+    def first_bad() -> int:
+        bad = extension.activation_sparse_linear(
+            q.data_ptr(), q.shape[1], scale.data_ptr(), total.data_ptr(), tokens,
+            blocks.data_ptr(), one.data_ptr(), False, 0, output.data_ptr(), rows, columns, 1,
+        )  # fmt: skip
+        assert isinstance(bad, int)
+        return bad
+
+    assert first_bad() == -1
+    scale[30] = float("nan")
+    assert first_bad() == 30
+    scale[17] = float("nan")
+    assert first_bad() == 17
+
+
 def test_every_length_of_the_list_of_columns() -> None:
     trits = random_trits(300, 160)
     for nonzero in [*range(10), 31, 32, 33, 63, 64, 65, 127, 128, 129, 160]:
@@ -155,7 +186,7 @@ def test_unaligned_tensors_give_the_same_result(level: int) -> None:
 @given(
     rows=st.integers(1, 600),
     columns=st.integers(1, 400),
-    tokens=st.integers(1, 4),
+    tokens=st.integers(1, 20),
     zeros=st.floats(0, 1),
     extreme=st.booleans(),
     per_row=st.booleans(),

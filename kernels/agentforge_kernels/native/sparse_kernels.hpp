@@ -31,18 +31,18 @@ constexpr int64_t kListColumns = 128;     // a listing function may read q up to
 
 // The columns of one token that are not zero, in ascending order.
 struct ColumnList {
-  int32_t* offset;  // of the column's line in a block: 64 * column, below 2^28
-  int8_t* value;
-  int64_t count;    // a multiple of kColumnsAtOnce
+  int32_t* offset = nullptr;  // of the column's line in a block: 64 * column, below 2^28
+  int8_t* value = nullptr;
+  int64_t count = 0;  // a multiple of kColumnsAtOnce
 
   // Room for the list of so many columns, each part 64-byte aligned.
   static int64_t offset_bytes(int64_t columns) { return round_up(4 * (columns + kColumnsAhead + 64), 64); }
   static int64_t bytes(int64_t columns) { return offset_bytes(columns) + round_up(columns + 128, 64); }
 
-  ColumnList(char* memory, int64_t columns)
-      : offset(reinterpret_cast<int32_t*>(memory)),
-        value(reinterpret_cast<int8_t*>(memory + offset_bytes(columns))),
-        count(0) {}
+  void place(char* memory, int64_t columns) {
+    offset = reinterpret_cast<int32_t*>(memory);
+    value = reinterpret_cast<int8_t*>(memory + offset_bytes(columns));
+  }
 };
 
 // Writes offset and value of the columns of q that are not zero and returns how many. Whole registers may be
