@@ -20,7 +20,7 @@ from agentforge_kernels.errors import BackendUnavailableError, KernelInputError
 from agentforge_kernels.format import PackedTernary, pack, padded
 from agentforge_kernels.reference_backend import ReferenceBackend
 from agentforge_kernels.sparse import to_block_sparse, to_columns
-from agentforge_kernels.triton import launch
+from agentforge_kernels.triton import launch, user_configs
 from agentforge_kernels.triton.backend import TritonBackend
 from agentforge_kernels.triton.configs import GemmConfig, GemvConfig
 from agentforge_kernels.triton.devices import DOT4_INSTRUCTION, FAMILIES, Family
@@ -36,6 +36,12 @@ from torch import Tensor
 REFERENCE = ReferenceBackend()
 CHOSEN: tuple[Family, ...] = ("turing", "ampere", "cdna")
 """A family for each way of computing: float32 or matrix units, each instruction set."""
+
+
+@pytest.fixture(autouse=True)
+def _only_what_is_checked_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configurations of whoever runs the tests."""
+    monkeypatch.setenv(user_configs.PATH_VARIABLE, "/nowhere/kernels.json")
 
 
 @pytest.fixture(autouse=True)

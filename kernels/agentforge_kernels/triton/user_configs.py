@@ -15,14 +15,11 @@ from functools import cache
 from pathlib import Path
 
 from agentforge_kernels.errors import KernelInputError
-from agentforge_kernels.triton.configs import CONFIG_TYPES, Config
-from agentforge_kernels.triton.devices import FAMILIES, Family
+from agentforge_kernels.triton.configs import CONFIG_TYPES, Config, Key
+from agentforge_kernels.triton.devices import FAMILIES
 
 PATH_VARIABLE = "AGENTFORGE_KERNELS_CONFIGS"
 FILE_VERSION = 1
-
-Key = tuple[str, Family, tuple[int, int, int]]
-"""Operation, family, shape bucket (``configs.bucket_of``)."""
 
 
 def user_config_path() -> Path:
@@ -36,6 +33,11 @@ def user_config_path() -> Path:
 def user_table() -> Mapping[Key, Config]:
     """The user's configurations; empty without a file. Each path is read once a process."""
     return _table_of(user_config_path())
+
+
+def forget_user_table() -> None:
+    """Read the file again at the next look-up."""
+    _table_of.cache_clear()
 
 
 @cache
@@ -76,7 +78,7 @@ def _entry(entry: object, position: int) -> tuple[Key, Config]:
     if not isinstance(entry, dict):
         raise KernelInputError(place, type(entry).__name__, "an object")
     operation, family, bucket = (entry.get(name) for name in ("operation", "family", "bucket"))
-    if operation not in CONFIG_TYPES:
+    if not isinstance(operation, str) or operation not in CONFIG_TYPES:
         raise KernelInputError(f"{place}.operation", operation, ", ".join(CONFIG_TYPES))
     if family not in FAMILIES:
         raise KernelInputError(f"{place}.family", family, ", ".join(FAMILIES))
@@ -115,4 +117,4 @@ def write_user_configs(path: Path, table: Mapping[Key, Config], device: str) -> 
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
-    _table_of.cache_clear()
+    forget_user_table()
