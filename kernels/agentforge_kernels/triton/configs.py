@@ -8,6 +8,8 @@ for itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 from agentforge_kernels.errors import KernelInputError
@@ -281,6 +283,42 @@ def _round_up(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+Key = tuple[str, Family, tuple[int, int, int]]
+"""Operation, family, shape bucket."""
+
+_in_use: dict[str, tuple[Config, list[Key]]] = {}
+
+
+@contextmanager
+def use(operation: str, config: Config) -> Iterator[list[Key]]:
+    """Within the block every call of an operation runs with one configuration, table or not.
+
+    For the tuner and for tests; it holds for the whole process, not for one thread.
+
+    Args:
+        operation: Key of ``CONFIG_TYPES``.
+        config: Of that operation's type.
+
+    Yields:
+        What is looked up within the block, in order, as keys of the user's file.
+
+    Raises:
+        KernelInputError: Another operation, or another type of configuration.
+    """
+    if type(config) is not CONFIG_TYPES.get(operation):
+        allowed = CONFIG_TYPES[operation].__name__ if operation in CONFIG_TYPES else "an operation"
+        raise KernelInputError(operation, type(config).__name__, allowed)
+    before = _in_use.get(operation)
+    asked: list[Key] = []
+    _in_use[operation] = (config, asked)
+    try:
+        yield asked
+    finally:
+        del _in_use[operation]
+        if before is not None:
+            _in_use[operation] = before
+
+
 def lookup(operation: str, family: Family, rows: int, columns: int, tokens: int) -> Config:
     """The configuration for one call: the user's own file first, then the checked-in table.
 
@@ -298,6 +336,10 @@ def lookup(operation: str, family: Family, rows: int, columns: int, tokens: int)
     from agentforge_kernels.triton.user_configs import user_table
 
     bucket = bucket_of(rows, columns, tokens)
+    if operation in _in_use:
+        config, asked = _in_use[operation]
+        asked.append((operation, family, bucket))
+        return config
     own = user_table().get((operation, family, bucket))
     if own is not None:
         return own
