@@ -88,7 +88,10 @@ class Backend(Protocol):
         rows: int,
         columns: int,
     ) -> Tensor:
-        """Quantise (optionally normalised) and multiply in one call."""
+        """Quantise (optionally normalised) and multiply in one call.
+
+        The outputs of a token that holds NaN or infinity are NaN.
+        """
 
     def ternary_linear_block_sparse(
         self,

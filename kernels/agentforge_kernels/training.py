@@ -41,7 +41,8 @@ def ste_ternary_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     Returns:
         ``[..., rows]`` in the dtype of ``x``: before rounding to it the bits of
         :func:`agentforge_kernels.reference.linear` of the quantised tensors (on the CPU; on a GPU
-        too unless its float32 products lose integers below 2^24).
+        too unless its float32 products lose integers below 2^24; Inductor may add up the mean of
+        the weight in another order, which moves the scale by its last bit).
 
     Raises:
         KernelInputError: Wrong dtype, shape or device; NaN or infinity in ``x`` or ``weight`` (on
