@@ -18,8 +18,8 @@ from agentforge_kernels.verify.ptx.types import NUMPY_TYPES, UNSIGNED, Array, lo
 
 ThreadIndex: TypeAlias = NDArray[np.int64]
 
-UNSET_WORD = 0xCDCDCDCDCDCDCDCD
-"""Content of a register nobody wrote: nothing a correct program's result depends on."""
+UNSET = {size: int.from_bytes(b"\xcd" * size, "little") for size in UNSIGNED}
+"""Content of a register nobody wrote, by size: nothing a correct program's result depends on."""
 
 
 class Active:
@@ -85,8 +85,7 @@ class RegisterFile:
         if kind == np.bool_:
             words: Array = np.zeros(self._batch, np.bool_)
         else:
-            unsigned = UNSIGNED[kind.itemsize]
-            words = np.full(self._batch, UNSET_WORD & int(np.iinfo(unsigned).max), unsigned)
+            words = np.full(self._batch, UNSET[kind.itemsize], UNSIGNED[kind.itemsize])
         self._words[name] = words
         return words
 
@@ -106,7 +105,7 @@ class RegisterFile:
         """
         operand, numpy_kind = self._resolved(operand), NUMPY_TYPES[kind]
         if isinstance(operand, Immediate):
-            values = np.broadcast_to(_constant(operand, numpy_kind), self._batch)
+            values = np.full(self._batch, _constant(operand, numpy_kind), numpy_kind)
             return lambda active: values[: active.count]
         if not isinstance(operand, Register):
             raise UnsupportedInstruction(f"operand {operand} cannot be read as .{kind}")
@@ -152,8 +151,8 @@ class RegisterFile:
 def _constant(operand: Immediate, kind: np.dtype[Any]) -> Any:
     """An immediate's bits as a value of numpy type ``kind``."""
     if kind == np.bool_:
-        return np.bool_(operand.bits != 0)
-    if operand.float_bits not in (0, 8 * kind.itemsize):
+        return operand.bits != 0
+    bits = 8 * kind.itemsize
+    if operand.float_bits not in (0, bits):
         raise UnsupportedInstruction(f"a {operand.float_bits}-bit float as {kind}")
-    unsigned = UNSIGNED[kind.itemsize]
-    return np.array([operand.bits & int(np.iinfo(unsigned).max)], unsigned).view(kind)[0]
+    return np.array(operand.bits & ((1 << bits) - 1), UNSIGNED[kind.itemsize]).view(kind)
