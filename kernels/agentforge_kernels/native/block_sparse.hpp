@@ -90,22 +90,23 @@ struct BlockSparseCall {
   }
 };
 
-// Adds the group sums of a run of tiles to the excess of a tile of tokens.
-static AGENTFORGE_INLINE void add_group_sums(const int32_t* sums, const int32_t* index, int64_t count,
-                                             int32_t* excess) {
+// Adds the group sums of a run of tiles to the excess of four tokens.
+static AGENTFORGE_INLINE void add_sums_of_four(const int32_t* sums, const int32_t* index, int64_t count,
+                                               int32_t* excess) {
   typedef int32_t Tokens __attribute__((vector_size(16)));
-  static_assert(kSumTokens == 2 * sizeof(Tokens) / sizeof *sums);
-  Tokens low, high;
-  std::memcpy(&low, excess, sizeof low);
-  std::memcpy(&high, excess + 4, sizeof high);
+  Tokens total;
+  std::memcpy(&total, excess, sizeof total);
   for (int64_t tile = 0; tile < count; ++tile) {
-    Tokens added[2];
-    std::memcpy(added, sums + index[tile] * kSumTokens, sizeof added);
-    low += added[0];
-    high += added[1];
+    Tokens added;
+    std::memcpy(&added, sums + index[tile] * kSumTokens, sizeof added);
+    total += added;
   }
-  std::memcpy(excess, &low, sizeof low);
-  std::memcpy(excess + 4, &high, sizeof high);
+  std::memcpy(excess, &total, sizeof total);
+}
+
+static inline void add_group_sums(const int32_t* sums, const int32_t* index, int64_t count, int64_t tokens,
+                                  int32_t* excess) {
+  for (int64_t token = 0; token < tokens; token += 4) add_sums_of_four(sums + token, index, count, excess + token);
 }
 
 // Order: row block, run of tiles (16 KB of weights), tile of tokens; as the dense matmul.
@@ -141,7 +142,7 @@ inline void BlockSparseCall::multiply_tiles(const TileGrid& grid, const PackedTo
         }
         const Epilogue moved = epilogue.from_token(begin);
         int32_t* const own_excess = excess + (tile - tile_begin) * kSumTokens;
-        add_group_sums(sums_of(packed.notes, tile), index, tile_call.groups, own_excess);
+        add_group_sums(sums_of(packed.notes, tile), index, tile_call.groups, count, own_excess);
         tile_call.words = packed.words + begin * packed.words_per_token;
         tile_call.carry = sums + (begin - first_token) * kPanelRows;
         tile_call.scale = packed.scale + begin;
