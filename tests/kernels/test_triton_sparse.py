@@ -268,6 +268,7 @@ def test_no_tokens() -> None:
     compare_int8(none, torch.ones(20, 100, dtype=torch.int8), torch.ones(1), None, "turing")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_bad_tokens_give_nan_and_leave_the_others_alone() -> None:
     generator = generator_of(6)
     packed = draw_ternary(20, 100, generator, 0.2, scale_per_row=True)
