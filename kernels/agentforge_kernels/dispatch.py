@@ -105,6 +105,17 @@ def missing_reason(name: str, device: torch.device) -> str | None:
     return None
 
 
+def instruction_set() -> str:
+    """Level of the native kernels in use: portable, avx2, avxvnni or avx512vnni.
+
+    Raises:
+        BackendUnavailableError: The extension was not built or does not load.
+    """
+    if extension is None:
+        raise BackendUnavailableError(f"native: {unavailable_reason()}")
+    return str(extension.isa_name(extension.isa()))
+
+
 def checks_finite(device: torch.device) -> bool:
     """Whether NaN and infinity in activations are looked for on a device.
 
@@ -184,8 +195,9 @@ def _describe(name: str, device: torch.device) -> str:
 
         threads = default_threads()
         runtime = "shares torch's OpenMP" if shares_openmp() else "without torch's OpenMP"
-        level = extension.isa_name(extension.isa())
-        return f"native, {level}, {threads} thread{'s' if threads > 1 else ''}, {runtime}"
+        return (
+            f"native, {instruction_set()}, {threads} thread{'s' if threads > 1 else ''}, {runtime}"
+        )
     if name == "fallback":
         return "fallback (int8 through torch, the same results, slower)"
     if name == "triton":

@@ -8,7 +8,7 @@ anything is unusual the call declines and the ordinary way, slower and with word
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,9 @@ _ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _CPU = torch.device("cpu")
 
 
+_SCRATCH_TOKENS = 8
+
+
 class SparseProduct(NamedTuple):
     """A product over a sparse form, which pays for calls of up to ``most_tokens`` tokens."""
 
@@ -37,14 +40,14 @@ class SparseProduct(NamedTuple):
     most_tokens: int
 
 
-def bind(rows: int, columns: int, dense: Product, sparse: SparseProduct | None = None) -> Call:
+def bind(rows: int, columns: int, dense: Product, sparse: Sequence[SparseProduct] = ()) -> Call:
     """A call that quantises and multiplies by one matrix.
 
     Args:
         rows: Of the matrix.
         columns: Of the matrix.
         dense: Its product, :func:`dense_product`.
-        sparse: Its product for few tokens, when there is a faster one.
+        sparse: Faster products for few tokens, the one for the fewest first.
 
     Returns:
         The call, for use when nobody watches (:func:`is_watched`). It declines (``None``) when a
@@ -54,7 +57,7 @@ def bind(rows: int, columns: int, dense: Product, sparse: SparseProduct | None =
     """
     element_type = _ELEMENT_TYPES.get
     empty, float32, strided = torch.empty, torch.float32, torch.strided
-    few, most_tokens = sparse if sparse is not None else (dense, 0)
+    most_tokens = sparse[-1].most_tokens if sparse else 0
 
     def call(
         x: object,
@@ -91,7 +94,9 @@ def bind(rows: int, columns: int, dense: Product, sparse: SparseProduct | None =
             if tokens == 1 and residual is None:
                 added_address, bias = bias.data_ptr(), None
         output = empty((*shape[:-1], rows), dtype=float32, device=_CPU)
-        product = few if tokens <= most_tokens else dense
+        product = dense
+        if tokens <= most_tokens:
+            product = next(few for few, most in sparse if tokens <= most)
         bad = product(
             x.data_ptr(), kind, norm_address, epsilon, tokens, added_address, output.data_ptr()
         )
@@ -127,9 +132,9 @@ def dense_product(panels: Tensor, scale: Tensor, rows: int, columns: int) -> Pro
 
 
 def block_sparse_product(
-    tiles: Tensor, index: Tensor, start: Tensor, scale: Tensor, rows: int, columns: int, most: int
+    tiles: Tensor, index: Tensor, start: Tensor, scale: Tensor, rows: int, columns: int
 ) -> Product:
-    """The product over stored tiles, for up to ``most`` tokens.
+    """The product over stored tiles.
 
     Args:
         tiles: uint8 ``[count, 256]`` in the native order; kept alive like all tensors here.
@@ -138,11 +143,10 @@ def block_sparse_product(
         scale: float32 ``[1]`` or ``[rows]``.
         rows: Of the matrix.
         columns: Of the matrix.
-        most: Tokens that scratch memory is made for.
     """
     linear, quantise, threads = (
         _extension().block_sparse_linear,
-        _quantiser(columns, most),
+        _quantiser(columns),
         _threads(),
     )
     addresses = tiles.data_ptr(), index.data_ptr(), start.data_ptr(), tiles.shape[0]
@@ -151,7 +155,7 @@ def block_sparse_product(
     def product(
         x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
     ) -> int:
-        q, q_scale, total = quantise(x, kind, norm, epsilon, tokens)
+        (q, q_scale, total), _memory = quantise(x, kind, norm, epsilon, tokens)
         bad: int = linear(
             q, stride, q_scale, total, tokens, *addresses, scale_address, per_row, added, output,
             rows, columns, threads(),
@@ -161,26 +165,23 @@ def block_sparse_product(
     return _kept(product, tiles, index, start, scale)
 
 
-def activation_sparse_product(
-    blocks: Tensor, scale: Tensor, rows: int, columns: int, most: int
-) -> Product:
-    """The product over columns whose activation is not zero, for up to ``most`` tokens.
+def activation_sparse_product(blocks: Tensor, scale: Tensor, rows: int, columns: int) -> Product:
+    """The product over columns whose activation is not zero.
 
     Args:
         blocks: Layout ``column_blocks`` of the native backend; kept alive.
         scale: float32 ``[1]`` or ``[rows]``; kept alive.
         rows: Of the matrix.
         columns: Of the matrix.
-        most: Tokens that scratch memory is made for.
     """
     linear, threads = _extension().activation_sparse_linear, _threads()
-    quantise, stride = _quantiser(columns, most), padded(columns)
+    quantise, stride = _quantiser(columns), padded(columns)
     blocks_address, scale_address, per_row = blocks.data_ptr(), scale.data_ptr(), scale.numel() > 1
 
     def product(
         x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
     ) -> int:
-        q, q_scale, total = quantise(x, kind, norm, epsilon, tokens)
+        (q, q_scale, total), _memory = quantise(x, kind, norm, epsilon, tokens)
         bad: int = linear(
             q, stride, q_scale, total, tokens, blocks_address, scale_address, per_row, added,
             output, rows, columns, threads(),
@@ -200,27 +201,39 @@ def is_watched() -> bool:
     )
 
 
-def _quantiser(columns: int, most: int) -> Callable[..., tuple[int, int, int]]:
-    """Quantises up to ``most`` tokens into scratch memory of the calling thread; its addresses."""
+def _quantiser(columns: int) -> Callable[..., tuple[tuple[int, int, int], object]]:
+    """Quantises tokens; answers the addresses of ``q``, scale and sum, and what keeps them alive.
+
+    Few tokens go to memory of the calling thread, which saves three allocations of 1 us each.
+    """
     extension_quantize, threads = _extension().quantize, _threads()
     stride = padded(columns)
     scratch = threading.local()
 
-    def quantise(x: int, kind: int, norm: int, epsilon: float, tokens: int) -> tuple[int, int, int]:
-        try:
-            q, scale, total = scratch.addresses
-        except AttributeError:
-            scratch.tensors = (
-                torch.zeros((most, stride), dtype=torch.int8, device=_CPU),
-                torch.zeros(most, dtype=torch.float32, device=_CPU),
-                torch.zeros(most, dtype=torch.int32, device=_CPU),
-            )
-            q, scale, total = (tensor.data_ptr() for tensor in scratch.tensors)
-            scratch.addresses = q, scale, total
+    def allocate(tokens: int) -> tuple[tuple[int, int, int], object]:
+        memory = (
+            torch.zeros((tokens, stride), dtype=torch.int8, device=_CPU),
+            torch.zeros(tokens, dtype=torch.float32, device=_CPU),
+            torch.zeros(tokens, dtype=torch.int32, device=_CPU),
+        )
+        q, scale, total = memory
+        return (q.data_ptr(), scale.data_ptr(), total.data_ptr()), memory
+
+    def quantise(
+        x: int, kind: int, norm: int, epsilon: float, tokens: int
+    ) -> tuple[tuple[int, int, int], object]:
+        if tokens > _SCRATCH_TOKENS:
+            addresses, memory = allocate(tokens)
+        else:
+            try:
+                addresses, memory = scratch.allocated
+            except AttributeError:
+                addresses, memory = scratch.allocated = allocate(_SCRATCH_TOKENS)
+        q, scale, total = addresses
         extension_quantize(
             x, kind, norm, epsilon, tokens, columns, q, stride, scale, total, threads()
         )
-        return q, scale, total
+        return addresses, memory
 
     return quantise
 

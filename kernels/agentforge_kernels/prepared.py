@@ -21,7 +21,6 @@ from agentforge_kernels.errors import KernelInputError
 from agentforge_kernels.format import PackedTernary
 from agentforge_kernels.layouts import LaidOut, dense_layout
 from agentforge_kernels.sparse import to_block_sparse, to_columns
-from agentforge_kernels.thresholds import ACTIVATION_SPARSE, BLOCK_SPARSE
 
 _ZERO_WEIGHTS = 0x5555555555555555
 """Thirty-two weights 0; a tile is 32 such words, in whatever order a panel keeps them."""
@@ -74,7 +73,7 @@ def prepare(packed: PackedTernary, *, zero_activations: float = 0.0) -> Prepared
     with _disable_current_modes():
         # A copy, since its address is kept: nobody else can resize it or let it go.
         scale = packed.scale.detach().clone(memory_format=torch.contiguous_format)
-        form, sparse = _sparse_product(packed, backend, laid_out.tensor, scale, zero_activations)
+        form, sparse = _sparse_products(packed, backend, laid_out.tensor, scale, zero_activations)
         dense = native_call.dense_product(laid_out.tensor, scale, packed.rows, packed.columns)
     call = native_call.bind(packed.rows, packed.columns, dense, sparse)
     return PreparedTernary(packed, backend, laid_out, form, call)
@@ -113,43 +112,38 @@ def prepare_in_order(
     ]
 
 
-def _sparse_product(
+def _sparse_products(
     packed: PackedTernary, backend: Backend, panels: Tensor, scale: Tensor, zero_activations: float
-) -> tuple[str, native_call.SparseProduct | None]:
-    """The form a matrix is computed in, in words, and its product if it is a sparse one."""
+) -> tuple[str, list[native_call.SparseProduct]]:
+    """The forms a matrix is computed in, in words, and the products of the sparse ones."""
     from agentforge_kernels.native_backend import NativeBackend
 
     assert isinstance(backend, NativeBackend)
-    size = packed.codes.nbytes
+    rows, columns, size = packed.rows, packed.columns, packed.codes.nbytes
     words = panels.view(torch.int64).view(-1, _TILE_WORDS)
     zero_tiles = float((words == _ZERO_WEIGHTS).all(dim=1).double().mean())
-    tiles_pay = thresholds.most_tokens(BLOCK_SPARSE, size, zero_tiles)
-    columns_pay = thresholds.most_tokens(ACTIVATION_SPARSE, size, zero_activations)
-    rows, columns = packed.rows, packed.columns
-    if columns_pay and (not tiles_pay or zero_activations >= zero_tiles):
-        blocks, _ = backend.lay_out_columns(to_columns(packed).codes, rows)
-        product = native_call.activation_sparse_product(blocks, scale, rows, columns, columns_pay)
-        why = f"{zero_activations:.0%} of the activations are expected to be zero"
-        return _sentence("activation-sparse", columns_pay, why, size), native_call.SparseProduct(
-            product, columns_pay
-        )
-    if tiles_pay:
-        sparse = to_block_sparse(packed)
-        tiles, _ = backend.lay_out_tiles(sparse.tiles)
-        product = native_call.block_sparse_product(
-            tiles, sparse.index, sparse.start, scale, rows, columns, tiles_pay
-        )
-        why = f"{zero_tiles:.0%} of the tiles are zero"
-        return _sentence("block-sparse", tiles_pay, why, size), native_call.SparseProduct(
-            product, tiles_pay
-        )
-    return (
-        f"dense: {zero_tiles:.0%} of the tiles and {zero_activations:.0%} of the activations are "
-        f"zero, too few for a sparse form to pay at {size:,} bytes",
-        None,
-    )
-
-
-def _sentence(form: str, tokens: int, why: str, size: int) -> str:
-    calls = "one token" if tokens == 1 else f"up to {tokens} tokens"
-    return f"{form} for calls of {calls}, dense beyond: {why}, which pays at {size:,} bytes"
+    zeros = f"{zero_tiles:.0%} of the tiles and {zero_activations:.0%} of the activations are zero"
+    left_out = thresholds.share_of_columns_left_out(zero_activations, rows)
+    columns_pay = thresholds.most_tokens(thresholds.ACTIVATION_SPARSE, size, left_out)
+    tiles_pay = thresholds.most_tokens(thresholds.BLOCK_SPARSE, size, zero_tiles)
+    forms = [(left_out, columns_pay, "columns"), (zero_tiles, tiles_pay, "tiles")]
+    products: list[native_call.SparseProduct] = []
+    names: list[str] = []
+    for _, most_tokens, form in sorted(forms, reverse=True):  # the one that leaves out more first
+        if most_tokens <= (products[-1].most_tokens if products else 0):
+            continue
+        if form == "columns":
+            blocks, _ = backend.lay_out_columns(to_columns(packed).codes, rows)
+            product = native_call.activation_sparse_product(blocks, scale, rows, columns)
+        else:
+            sparse = to_block_sparse(packed)
+            tiles, _ = backend.lay_out_tiles(sparse.tiles)
+            product = native_call.block_sparse_product(
+                tiles, sparse.index, sparse.start, scale, rows, columns
+            )
+        products.append(native_call.SparseProduct(product, most_tokens))
+        name = "activation-sparse" if form == "columns" else "block-sparse"
+        names.append(f"{name} up to {most_tokens} token{'s' if most_tokens > 1 else ''}")
+    if not products:
+        return f"dense: {zeros}, too few for a sparse form to pay at {size:,} bytes", []
+    return f"{', '.join(names)}, dense beyond: {zeros}, enough to pay at {size:,} bytes", products

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -17,7 +18,6 @@ from agentforge_kernels import (
     prepare,
     prepare_in_order,
     prepare_model,
-    prepared,
     reference,
     ternary_linear,
     thresholds,
@@ -32,7 +32,7 @@ if native.extension is None:
     pytest.skip(f"{native.unavailable_reason()}", allow_module_level=True)
 
 FORMS = ["dense", "block-sparse", "activation-sparse"]
-ALWAYS = (Threshold(1 << 40, 0.0, 3),)
+ALWAYS = (Threshold(1 << 40, -1e9, 3),)
 NEVER: tuple[Threshold, ...] = ()
 
 
@@ -44,8 +44,8 @@ def _automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 def force(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thresholds under which every matrix takes a form, for up to three tokens."""
     blocks, columns = form == "block-sparse", form == "activation-sparse"
-    monkeypatch.setattr(prepared, "BLOCK_SPARSE", ALWAYS if blocks else NEVER)
-    monkeypatch.setattr(prepared, "ACTIVATION_SPARSE", ALWAYS if columns else NEVER)
+    monkeypatch.setattr(thresholds, "BLOCK_SPARSE", ALWAYS if blocks else NEVER)
+    monkeypatch.setattr(thresholds, "ACTIVATION_SPARSE", ALWAYS if columns else NEVER)
 
 
 def matrix(rows: int, columns: int, zero_tiles: float, seed: int = 0) -> PackedTernary:
@@ -161,10 +161,12 @@ def test_nan_is_seen_in_every_form(monkeypatch: pytest.MonkeyPatch, form: str, t
 
 def test_every_thread_of_python_has_scratch_memory_of_its_own() -> None:
     # A long product gives up the interpreter's lock, and another thread quantises meanwhile.
-    quantise = native_call._quantiser(200, 2)
+    quantise = native_call._quantiser(200)
     x = tokens_of(2, 200, 0.0)
-    addresses = [quantise(x.data_ptr(), 0, 0, 0.0, 2) for _ in range(2)]
-    worker = threading.Thread(target=lambda: addresses.append(quantise(x.data_ptr(), 0, 0, 0.0, 2)))
+    addresses = [quantise(x.data_ptr(), 0, 0, 0.0, 2)[0] for _ in range(2)]
+    worker = threading.Thread(
+        target=lambda: addresses.append(quantise(x.data_ptr(), 0, 0, 0.0, 2)[0])
+    )
     worker.start()
     worker.join()
     mine, again, other = addresses
@@ -172,26 +174,22 @@ def test_every_thread_of_python_has_scratch_memory_of_its_own() -> None:
     assert not set(mine) & set(other)
 
 
-def test_thresholds_decide_by_size_share_and_tokens() -> None:
-    table = (Threshold(1000, 0.2, 4), Threshold(5000, 0.5, 1))
-    for size, share, most in [
-        (1000, 0.2, 4),
-        (1000, 0.19, 0),
-        (1001, 0.2, 0),
-        (1001, 0.5, 1),
-        (5000, 1.0, 1),
-        (5001, 1.0, 0),
-    ]:
-        assert thresholds.most_tokens(table, size, share) == most
-    assert thresholds.most_tokens((), 1, 1.0) == 0
-
-
-@pytest.mark.parametrize("table", [thresholds.BLOCK_SPARSE, thresholds.ACTIVATION_SPARSE])
-def test_the_measured_tables_are_sorted_and_sensible(table: tuple[Threshold, ...]) -> None:
-    sizes = [row.most_bytes for row in table]
-    assert sizes == sorted(set(sizes))
-    assert all(0 < row.zero_share < 1 for row in table)
-    assert all(row.most_tokens >= 1 for row in table)
+def test_two_sparse_forms_share_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = matrix(256, 512, 0.5)
+    columns, tiles = (Threshold(1 << 40, 0.4, 2),), (Threshold(1 << 40, 0.4, 12),)
+    monkeypatch.setattr(thresholds, "ACTIVATION_SPARSE", columns)
+    monkeypatch.setattr(thresholds, "BLOCK_SPARSE", tiles)
+    weight = prepare(packed, zero_activations=0.9)
+    both = "activation-sparse up to 2 tokens, block-sparse up to 12 tokens, dense beyond: "
+    assert weight.form.startswith(both)
+    for tokens in (1, 2, 3, 8, 9, 12, 13):  # scratch memory is for eight
+        x = tokens_of(tokens, 512, 0.9, tokens)
+        assert torch.equal(ternary_linear(x, weight), expected(x, packed))
+    # Where tiles leave out more and serve more tokens, columns are of no use.
+    assert prepare(packed, zero_activations=0.45).form.startswith("block-sparse up to 12 tokens, d")
+    monkeypatch.setattr(thresholds, "ACTIVATION_SPARSE", tiles)
+    weight = prepare(packed, zero_activations=0.9)
+    assert weight.form.startswith("activation-sparse up to 12 tokens, dense beyond: ")
 
 
 def test_zeros_spread_at_random_never_pay() -> None:
@@ -202,14 +200,18 @@ def test_zeros_spread_at_random_never_pay() -> None:
 
 
 def test_the_form_is_explained_with_its_numbers() -> None:
-    blocks = prepare(matrix(512, 512, 0.75))
-    assert blocks.form.startswith("block-sparse for calls of ")
-    assert "% of the tiles are zero, which pays at 65,536 bytes" in blocks.form
+    blocks = prepare(matrix(512, 512, 0.75)).form
+    assert blocks.startswith("block-sparse ")
+    assert re.search(r": 7\d% of the tiles and 0% of the activations are zero, enough", blocks)
+    assert blocks.endswith(" at 65,536 bytes")
     packed = matrix(512, 512, 0.0)
-    columns = prepare(packed, zero_activations=0.95)
-    assert columns.form.startswith("activation-sparse for calls of ")
-    assert "95% of the activations are expected to be zero" in columns.form
-    assert prepare(packed, zero_activations=0.1).form.startswith("dense: 0% of the tiles and 10%")
+    columns = prepare(packed, zero_activations=0.95).form
+    assert columns.startswith("activation-sparse ")
+    assert "0% of the tiles and 95% of the activations are zero, enough" in columns
+    assert prepare(packed, zero_activations=0.1).form == (
+        "dense: 0% of the tiles and 10% of the activations are zero, too few for a sparse form to "
+        "pay at 65,536 bytes"
+    )
 
 
 def test_backends_that_were_not_measured_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
