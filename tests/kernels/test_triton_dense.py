@@ -29,7 +29,7 @@ from agentforge_kernels.verify.cases import KernelCase
 from agentforge_kernels.verify.dense_cases import CASES
 from agentforge_kernels.verify.interpreter import interpreted, run_interpreted
 from agentforge_kernels.verify.quantizer_cases import expected_q
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -229,6 +229,8 @@ def test_unaligned_tensors(tokens: int) -> None:
     magnitude=st.sampled_from([1.0, 1e-4, 1e-7, 1e4]),
     seed=st.integers(0, 1000),
 )
+# torch's 127 / x is not the rounded quotient: here it decides between 13 and 14.
+@example(columns=62, tokens=2, dtype=torch.float16, magnitude=1e-4, seed=1)
 @settings(max_examples=10, deadline=None)
 def test_quantiser(
     columns: int, tokens: int, dtype: torch.dtype, magnitude: float, seed: int
@@ -267,6 +269,15 @@ def test_a_token_that_is_not_finite_gives_nan(bad: float) -> None:
         assert activations.scale.isnan().tolist() == [False, True, False]
         assert output.isnan().all(dim=1).tolist() == [False, True, False]
         assert fused.isnan().all()
+
+
+def test_nothing_to_divide_by_gives_nan() -> None:
+    x = torch.zeros(2, 100)
+    x[0] = 1.0
+    with interpreted():
+        activations = TritonBackend("turing").quantize_activations(x, torch.ones(100), 0.0)
+    assert activations.scale.isnan().tolist() == [False, True]
+    assert activations.q[1].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("columns", [100, 1024, 2048])

@@ -60,13 +60,15 @@ def step_and_scale(bits, inverse):
 
     Returns:
         The factor from ``u`` to units of one step, and the scale; (0, NaN) for a token that holds
-        NaN or infinity.
+        NaN or infinity, or that an ``epsilon`` of 0 leaves nothing to divide by.
     """
-    finite = bits < INFINITY_BITS
+    finite = (bits < INFINITY_BITS) & (inverse < float("inf"))
     largest_u = tl.where(finite, bits, 0).to(tl.float32, bitcast=True)
-    largest = largest_u * inverse
+    largest = largest_u * tl.where(finite, inverse, 1.0)
     tiny = largest < SMALLEST
-    step = tl.where(tiny, inverse, 1.0) * tl.div_rn(127.0, tl.where(tiny, SMALLEST, largest_u))
+    # torch's 127 / x is 127 times the rounded reciprocal, not the rounded quotient.
+    step = 127.0 * tl.div_rn(1.0, tl.where(tiny, SMALLEST, largest_u))
+    step *= tl.where(tiny, inverse, 1.0)
     scale = tl.div_rn(tl.maximum(largest, SMALLEST), 127.0)
     nan = tl.full((), NAN_BITS, tl.int32).to(tl.float32, bitcast=True)
     return tl.where(finite, step, 0.0), tl.where(finite, scale, nan)
