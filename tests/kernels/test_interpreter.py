@@ -116,6 +116,7 @@ def run_script(script: str, **environment: str) -> str:
     """Run Python text in a process of its own; its output."""
     finished = subprocess.run(
         [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

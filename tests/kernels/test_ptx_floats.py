@@ -98,12 +98,31 @@ def test_fused_multiply_add_rounds_once(kind: str) -> None:
 
 
 def test_fused_multiply_add_where_rounding_twice_would_differ() -> None:
-    # The exact sum lies 2^-70 below the middle of two float32 numbers; float64 rounds it to the
-    # middle, and from there ties-to-even would go up.
-    a, b, c = 1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23), 1 + 2.0**-23
-    assert np.float32(a * b + c) == 1 + 2.0**-22
-    operands = [np.array([value], np.float32) for value in (a, b, c)]
-    assert operate("fma.rn.f32 %d, %a, %b, %c;", "f32", *operands) == [1 + 2.0**-23]
+    """Sums a fraction of float64's last bit beside the middle of two float32 numbers.
+
+    Rounded to float64 first, many fall on the middle, and ties-to-even errs for half of these.
+    """
+    a, b, c = [], [], []
+    for m in (1, 64, 128, 256, 384, 512, 640, 1024):
+        for k in range(8):
+            for sign in (1.0, -1.0):
+                # a b = 2^-24 (1 - m^2 2^-46), that is 2^-24 less m^2 2^-18 last bits of 1.
+                a.append(sign * (1 + m * 2.0**-23))
+                b.append(2.0**-24 * (1 - m * 2.0**-23))
+                c.append(1 + k * 2.0**-23)
+    operands = [np.array(values, np.float32) for values in (a, b, c)]
+    got = operate("fma.rn.f32 %d, %a, %b, %c;", "f32", *operands)
+    want = [
+        nearest(Fraction(x) * Fraction(y) + Fraction(z), "f32")
+        for x, y, z in zip(a, b, c, strict=True)
+    ]
+    assert got == want
+    negated = operate(
+        "neg.f32 %a, %a; neg.f32 %c, %c; fma.rn.f32 %d, %a, %b, %c;", "f32", *operands
+    )
+    assert negated == [-value for value in want]
+    twice = [float(np.float32(x * y + z)) for x, y, z in zip(a, b, c, strict=True)]
+    assert sum(x != y for x, y in zip(twice, want, strict=True)) > 20
 
 
 @pytest.mark.parametrize("text", ["sqrt.rn.f32 %d, %a;", "rcp.rn.f32 %d, %a;"])
