@@ -1,6 +1,7 @@
 """``python -m agentforge_kernels.verify``: the static report of every kernel, without a GPU.
 
-Exit code 0: every gate and the ratchet hold; 1: one does not, or a kernel does not compile; 2: usage.
+Exit code 0: every gate and the ratchet hold; 1: one does not, or a kernel does not compile;
+2: usage.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m agentforge_kernels.verify",
-        description="Compile every kernel for every GPU it ships for and report what the machine code says.",
+        description="Compile every kernel for every GPU it ships for and report what the machine"
+        " code says.",
     )
     parser.add_argument(
         "--kernel",

@@ -1,7 +1,7 @@
 """Kernel cases of the activation-sparse kernels.
 
-Seed 0, 3, ...: drawn numbers, four fifths of the activations zero; 1, 4, ...: all activations +127 or -127, all
-weights 1; 2, 5, ...: no activation.
+Seed 0, 3, ...: drawn numbers, four fifths of the activations zero; 1, 4, ...: all activations +127
+or -127, all weights 1; 2, 5, ...: no activation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from agentforge_kernels.verify.sparse_case_inputs import (
 )
 from agentforge_kernels.verify.targets import TARGETS
 
-# Activation-sparse: columns of two chunks, the second not full; 600 rows are five groups, one and a quarter
-# of the blocks of 32 words, and rows beyond 600 only padding.
+# Activation-sparse: columns of two chunks, the second not full; 600 rows are five groups, one and a
+# quarter of the blocks of 32 words, and rows beyond 600 only padding.
 COLUMN_MATRIX = (600, 900)
 COLUMN_TOKENS = 2
 
@@ -59,7 +59,7 @@ def _gather_build(chunk: int) -> Callable[[int], Arguments]:
 
 
 def _lists(q: Tensor, chunk: int, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Columns, values and counts as ``gather_nonzero`` is to make them; -1 where nothing is written."""
+    """Columns, values and counts as ``gather_nonzero`` makes them; -1 where nothing is written."""
     tokens, columns = q.shape
     chunks = -(-columns // chunk)
     column = torch.full((tokens, chunks, chunk), -1, dtype=torch.int32)

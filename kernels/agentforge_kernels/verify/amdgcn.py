@@ -1,7 +1,8 @@
 """AMD's machine code of compiled kernels, read from the assembly Triton's code generator writes.
 
-Registers, spills and memory are in the metadata behind the code (LLVM, "User Guide for AMDGPU Backend",
-"Code Object V5 Metadata"); instruction names are those of the CDNA 3 and RDNA 3 ISA documents.
+Registers, spills and memory are in the metadata behind the code (LLVM, "User Guide for AMDGPU
+Backend", "Code Object V5 Metadata"); instruction names are those of the CDNA 3 and RDNA 3 ISA
+documents.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Compiles a kernel case for a GPU this machine does not have, exactly as a launch on it would.
 
-Triton's wheel carries everything needed: the compiler, NVIDIA's ptxas, AMD's code generator. What a launch
-knows and the kernel's source does not is reproduced here: types and 16-byte alignment of the arguments (the
-just-in-time path "specialises" on them, and without the promise no load is 128 bits wide), and on AMD that
-every tensor is smaller than 2 GB, which allows buffer instructions. Not reproduced: integers that happen to
-be 1 become constants in a launch; code compiled here must hold for every value.
+Triton's wheel carries everything needed: the compiler, NVIDIA's ptxas, AMD's code generator. What a
+launch knows and the kernel's source does not is reproduced here: types and 16-byte alignment of the
+arguments (the just-in-time path "specialises" on them, and without the promise no load is 128 bits
+wide), and on AMD that every tensor is smaller than 2 GB, which allows buffer instructions. Not
+reproduced: integers that happen to be 1 become constants in a launch; code compiled here must hold
+for every value.
 
-Results are kept on disk by Triton (1 to 6 ms to read one back, 0.1 to 1.3 s to make it), in one temporary
-directory for this process and its workers; a ``TRITON_CACHE_DIR`` that is set already is used instead.
+Results are kept on disk by Triton (1 to 6 ms to read one back, 0.1 to 1.3 s to make it), in one
+temporary directory for this process and its workers; a ``TRITON_CACHE_DIR`` that is set already is
+used instead.
 
 Checked with Triton 3.7.1 and 3.9.0.
 """
@@ -145,7 +147,8 @@ def compile_case(case: KernelCase, target: str) -> CompiledCase:
             compiled = triton.compile(source, target=gpu, options=case.options())
     except Exception as error:
         raise CompilationFailure(
-            f"{case.name} ({case.kernel.fn.__name__}, {constants}, {case.options()}) does not compile "
+            f"{case.name} ({case.kernel.fn.__name__}, {constants}, {case.options()}) does not "
+            f"compile "
             f"for {target} with Triton {TRITON_VERSION}: {_causes(error)}"
         ) from error
     return CompiledCase(
@@ -161,7 +164,7 @@ def compile_case(case: KernelCase, target: str) -> CompiledCase:
 
 
 def _causes(error: BaseException) -> str:
-    """An error and what led to it: Triton's own message is the line of the kernel, not the reason."""
+    """An error and what led to it: Triton's own message is the kernel's line, not the reason."""
     found = []
     cause: BaseException | None = error
     while cause is not None:
@@ -211,6 +214,7 @@ def _refuse_vain_promises(case: KernelCase) -> None:
     fixed = {parameter.name for parameter in case.kernel.params if parameter.do_not_specialize}
     if promised := sorted(case.aligned & fixed):
         raise ValueError(
-            f"{case.name}: {promised} are promised to be aligned, but the kernel's do_not_specialize "
+            f"{case.name}: {promised} are promised to be aligned, but the kernel's "
+            f"do_not_specialize "
             f"keeps a launch from using that"
         )

@@ -1,6 +1,7 @@
 """Kernel cases of the block-sparse kernels.
 
-Seed 0, 3, ...: drawn numbers; 1, 4, ...: all activations +127 or -127, all weights 1; 2, 5, ...: no activation.
+Seed 0, 3, ...: drawn numbers; 1, 4, ...: all activations +127 or -127, all weights 1; 2, 5, ...: no
+activation.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def _block_sparse_gemv_case(variant: GemvVariant) -> KernelCase:
     tokens = SMALL_BATCH[together]
     heavy = together != 1
     return KernelCase(
-        name=f"block_sparse_gemv_{config.block_rows}x{config.block_tiles}_w{config.num_warps}_t{together}",
+        name=f"block_sparse_gemv_{config.block_rows}x{config.block_tiles}_w{config.num_warps}"
+        f"_t{together}",
         kernel=block_sparse.block_sparse_gemv,
         constexprs={
             "TOKENS": together,

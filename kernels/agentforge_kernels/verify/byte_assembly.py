@@ -1,7 +1,8 @@
 """Numpy meaning of the assembly in ``triton.packed_bytes``, for the interpreter.
 
-Trits are computed on four packed bytes by one text; the interpreter hands over single bytes, so each is
-taken for itself. Permutations are computed from the selector as the PTX manual defines ``prmt``.
+Trits are computed on four packed bytes by one text; the interpreter hands over single bytes, so
+each is taken for itself. Permutations are computed from the selector as the PTX manual defines
+``prmt``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SELECTORS = (0x5410, 0x7632, 0x6240, 0x7351)
 
 
 def trits_of_plane(plane: int) -> Callable[..., NDArray[np.int8]]:
-    """uint8 with codes 0..2 at bits ``2 * plane`` to int8 -1, 0, 1; as the assembly, code 3 to 2."""
+    """uint8 with codes at bits ``2 * plane`` to int8, 0..2 to -1..1; as the assembly, 3 to 2."""
 
     def emulate(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
         return ((np.asarray(packed, np.uint8) >> (2 * plane)) & 3).astype(np.int8) - np.int8(1)
@@ -35,7 +36,7 @@ def codes_of_plane(plane: int) -> Callable[..., NDArray[np.int8]]:
 
 
 def permutation(selector: int) -> Callable[..., NDArray[np.int32]]:
-    """``prmt``: nibble ``i`` of the selector names the byte of ``right:left`` that becomes byte ``i``."""
+    """``prmt``: nibble ``i`` of the selector names the byte of ``right:left`` for byte ``i``."""
     picks = [(selector >> (4 * position)) & 7 for position in range(4)]
 
     def emulate(left: NDArray[np.int32], right: NDArray[np.int32]) -> NDArray[np.int32]:

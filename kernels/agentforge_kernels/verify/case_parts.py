@@ -31,7 +31,7 @@ SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 
 def shipped(kind: type[SomeConfig]) -> Iterator[tuple[SomeConfig, tuple[str, ...]]]:
-    """Each configuration of a type in the table, with the targets whose family has a line with it."""
+    """Each configuration of a type in the table, with the targets whose family has it."""
     families: dict[SomeConfig, set[str]] = {}
     for entry in TABLE:
         if type(entry.config) is kind:
@@ -110,7 +110,8 @@ def check_close(name: str, seen: Tensor, expected: Tensor, tolerance: Tensor | f
     wrong = ~(error <= tolerance) & ~(seen.isnan() & expected.isnan())
     assert not bool(wrong.any()), (
         f"{name}: {int(wrong.sum())} of {wrong.numel()} further off than allowed, first at "
-        f"{wrong.nonzero()[0].tolist()}: {seen[wrong][0].item()}, expected {expected[wrong][0].item()}"
+        f"{wrong.nonzero()[0].tolist()}: {seen[wrong][0].item()}, "
+        f"expected {expected[wrong][0].item()}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Absolute gates: what the machine code of a kernel of each kind must reach, on every Triton version."""
+"""Absolute gates: what the machine code of a kernel of each kind must reach on every Triton."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REGISTER_LIMITS: dict[Family, dict[Role, int]] = {
     "cdna": {"gemv": 128, "masked_gemv": 128, "gemm": 256, "other": 256},
     "rdna": {"gemv": 128, "masked_gemv": 128, "gemm": 256, "other": 256},
 }
-"""Registers a thread: a matvec needs half of the threads a multiprocessor can hold in flight, the others a
-quarter. That is 512 / 8 for a matvec on sm_80 with its 16 warps a scheduler, 512 / 4 on gfx942 with its 8
-waves; gfx1100 could have 192, but no code needs them."""
+"""Registers a thread: a matvec needs half of the threads a multiprocessor can hold in flight, the
+others a quarter. That is 512 / 8 for a matvec on sm_80 with its 16 warps a scheduler, 512 / 4 on
+gfx942 with its 8 waves; gfx1100 could have 192, but no code needs them."""
 SHARED_LIMIT = 48 * 1024
 """Bytes a program may have on every GPU without asking the driver for more."""
 GEMV_OCCUPANCY = 0.5
@@ -43,7 +43,8 @@ def _common_failures(report: StaticReport) -> list[str]:
     failures = []
     if report.spill_bytes or report.code.count("spill"):
         failures.append(
-            f"{report.spill_bytes} bytes of spilled registers and {report.code.count('spill')} accesses to "
+            f"{report.spill_bytes} bytes of spilled registers and "
+            f"{report.code.count('spill')} accesses to "
             f"them; allowed: none"
         )
     cap = REGISTER_LIMITS[TARGETS[report.target].family][report.role]
@@ -55,7 +56,8 @@ def _common_failures(report: StaticReport) -> list[str]:
         failures.append(f"no block fits a multiprocessor: {report.occupancy.limit} run out")
     if wide := report.code.count("warpgroup_matrix"):
         failures.append(
-            f"{wide} warp-group matrix instructions, which the PTX executor cannot execute; allowed: none"
+            f"{wide} warp-group matrix instructions, which the PTX executor cannot execute; "
+            f"allowed: none"
         )
     return failures
 
@@ -116,8 +118,8 @@ def _gemm_failures(report: StaticReport) -> list[str]:
         return ["no loop found: nothing to hold the hot loop's gates against"]
     loop = report.loop
     if report.target == "sm_75":
-        # Triton has no matrix instructions there, and half precision would be 1/16 of fp32's accuracy
-        # at FFMA speed: the product must be exact in fp32.
+        # Triton has no matrix instructions there, and half precision would be 1/16 of fp32's
+        # accuracy at FFMA speed: the product must be exact in fp32.
         if not loop.count("float_multiply_add"):
             failures.append(
                 "no float32 multiply-adds in the hot loop; expected the exact fp32 product"
@@ -126,7 +128,8 @@ def _gemm_failures(report: StaticReport) -> list[str]:
         failures.append("no int8 matrix instructions in the hot loop")
     elif loop.count("float_multiply_add"):
         failures.append(
-            f"{loop.count('float_multiply_add')} float32 multiply-adds in the hot loop; allowed: none"
+            f"{loop.count('float_multiply_add')} float32 multiply-adds in the hot loop; "
+            f"allowed: none"
         )
     if wrong := report.code.count("float_matrix"):
         failures.append(f"{wrong} floating-point matrix instructions; allowed: none")

@@ -1,6 +1,7 @@
 """Kernel cases of the int8 kernels.
 
-Seed 0, 3, ...: drawn numbers; 1, 4, ...: activations +-127, weights 127 or -128; 2, 5, ...: no activation.
+Seed 0, 3, ...: drawn numbers; 1, 4, ...: activations +-127, weights 127 or -128; 2, 5, ...: no
+activation.
 """
 
 from __future__ import annotations

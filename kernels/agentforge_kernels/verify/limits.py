@@ -1,9 +1,9 @@
 """Static limits of the kernels: a ratchet on the figures checked in as ``limits.json``.
 
-It holds what a kernel has reached: on a Triton version of :data:`RATCHETED` no figure may be more than 5 %
-worse than the checked-in one. Every case has an entry for every target it ships for; a missing entry fails,
-and so does one whose case or target is gone. On any other version of Triton only the absolute gates
-(``gates``) hold.
+It holds what a kernel has reached: on a Triton version of :data:`RATCHETED` no figure may be more
+than 5 % worse than the checked-in one. Every case has an entry for every target it ships for; a
+missing entry fails, and so does one whose case or target is gone. On any other version of Triton
+only the absolute gates (``gates``) hold.
 
 ``python -m agentforge_kernels.verify --update-limits`` writes the figures of the installed version.
 """
@@ -111,7 +111,8 @@ def ratchet_failures(
                 )
             elif worse(name, seen, entry[name], tolerance):
                 failures.append(
-                    f"{where}: {name} {seen}, checked in: {entry[name]}, allowed: {tolerance:.0%} worse"
+                    f"{where}: {name} {seen}, checked in: {entry[name]}, "
+                    f"allowed: {tolerance:.0%} worse"
                 )
     return failures + stale_entries(limits, cases)
 
@@ -142,10 +143,12 @@ def stale_entries(limits: Limits, cases: Sequence[KernelCase]) -> list[str]:
         for target, versions in targets.items():
             if target not in shipped[case]:
                 stale.append(
-                    f"limits.json: {case} does not ship for {target}; remove it with --update-limits"
+                    f"limits.json: {case} does not ship for {target}; "
+                    f"remove it with --update-limits"
                 )
             stale += [
-                f"limits.json: {case} on {target}: figures of Triton {version}, which is not ratcheted"
+                f"limits.json: {case} on {target}: figures of Triton {version}, "
+                f"which is not ratcheted"
                 for version in versions
                 if version not in RATCHETED
             ]
@@ -178,7 +181,8 @@ def judge(
     ]
     held = [report for report in reports if report.triton in RATCHETED]
     notes = [
-        f"Triton {version}: no ratchet exists for it (there is one for {', '.join(RATCHETED)}); only "
+        f"Triton {version}: no ratchet exists for it "
+        f"(there is one for {', '.join(RATCHETED)}); only "
         f"the absolute gates were held"
         for version in sorted({report.triton for report in reports} - set(RATCHETED))
     ]

@@ -22,10 +22,10 @@ Kind = Literal[
 ]
 """What an instruction is counted as.
 
-``load``: from device memory; ``dot4``: dot product of four bytes; ``..._matrix``: matrix units, by the
-type of the operands, ``warpgroup_matrix``: those of sm_90 and later that several warps issue together
-(wgmma, tcgen05); ``float_multiply_add``: scalar float32; ``shared``: any access to shared memory;
-``spill``: an access to the thread's own memory, which is device memory.
+``load``: from device memory; ``dot4``: dot product of four bytes; ``..._matrix``: matrix units, by
+the type of the operands, ``warpgroup_matrix``: those of sm_90 and later that several warps issue
+together (wgmma, tcgen05); ``float_multiply_add``: scalar float32; ``shared``: any access to shared
+memory; ``spill``: an access to the thread's own memory, which is device memory.
 """
 
 
@@ -100,9 +100,9 @@ def loops(code: Sequence[Instruction]) -> list[list[int]]:
     """The innermost natural loops, each as the indices of its instructions in order.
 
     A natural loop belongs to a branch back to an instruction that every path to the branch passes
-    (Aho, Sethi, Ullman: Compilers, 10.4); so code moved out of line stays with its loop, and a branch
-    back out of a rarely taken stretch makes none. Branches to themselves, which ptxas puts behind the
-    end of a kernel, are no loops.
+    (Aho, Sethi, Ullman: Compilers, 10.4); so code moved out of line stays with its loop, and a
+    branch back out of a rarely taken stretch makes none. Branches to themselves, which ptxas puts
+    behind the end of a kernel, are no loops.
     """
     if not code:
         return []
@@ -132,14 +132,15 @@ def loops(code: Sequence[Instruction]) -> list[list[int]]:
 
 
 def hot_loop(code: Sequence[Instruction]) -> tuple[list[Instruction], int]:
-    """The innermost loop that does the work, and how many trips of the source's loop it makes in one.
+    """The innermost loop that does the work, and the trips of the source's loop it makes in one.
 
-    It is the one with most matrix and dot-product instructions, then float multiply-adds, then loaded
-    bytes, then instructions: a kernel may normalise and quantise in loops of its own first.
+    It is the one with most matrix and dot-product instructions, then float multiply-adds, then
+    loaded bytes, then instructions: a kernel may normalise and quantise in loops of its own first.
 
-    A loop that a compiler unrolled for an unknown number of trips comes with a second one for those that
-    remain; where every instruction that computes or moves data is there a whole number of times less
-    often, that number is how often it was unrolled. Without such a second loop the answer is 1.
+    A loop that a compiler unrolled for an unknown number of trips comes with a second one for those
+    that remain; where every instruction that computes or moves data is there a whole number of
+    times less often, that number is how often it was unrolled. Without such a second loop the
+    answer is 1.
 
     Returns:
         The loop's instructions (none where the code has no loop) and that number.
@@ -154,12 +155,12 @@ def hot_loop(code: Sequence[Instruction]) -> tuple[list[Instruction], int]:
 _MOVING = re.compile(
     r"(F[A-Z0-9]+|MUFU|I2FP?|ST[GS]|RED|ATOM[GS]?|SHFL)\b|\w*(_f(16|32|64)|_cvt_|_store_|_atomic_)"
 )
-"""Names of float arithmetic, stores and exchanges: what, with the counted kinds, unrolling repeats exactly.
-Addresses and counters it does not."""
+"""Names of float arithmetic, stores and exchanges: what, with the counted kinds, unrolling repeats
+exactly. Addresses and counters it does not."""
 
 
 def _ratio(loop: list[Instruction], remainder: list[Instruction]) -> int:
-    """How many times the characteristic instructions of one loop hold those of another; 0: not so."""
+    """How many times one loop's characteristic instructions hold those of another; 0: not so."""
     many, few = _characteristic(loop), _characteristic(remainder)
     if not few or many.keys() != few.keys():
         return 0

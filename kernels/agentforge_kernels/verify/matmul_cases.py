@@ -1,9 +1,9 @@
 """Kernel cases of the dense matmuls: every line of their configuration table, small launches.
 
-The shapes hold what goes wrong: a second program that is not full, a last step that is not full, a share of
-split columns that is empty, columns that are no multiple of 128, tokens beyond the last. Of the seeds,
-multiples of three draw numbers, then come all activations +127 or -127 against weights of one sign, then all
-activations zero.
+The shapes hold what goes wrong: a second program that is not full, a last step that is not full, a
+share of split columns that is empty, columns that are no multiple of 128, tokens beyond the last.
+Of the seeds, multiples of three draw numbers, then come all activations +127 or -127 against
+weights of one sign, then all activations zero.
 """
 
 from __future__ import annotations

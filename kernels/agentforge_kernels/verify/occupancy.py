@@ -1,15 +1,16 @@
-"""Occupancy: how many of the threads a multiprocessor can hold a kernel's registers and memory allow.
+"""Occupancy: how many of a multiprocessor's threads a kernel's registers and memory allow.
 
 Sources:
 
-* NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" (warps, blocks,
-  shared memory, registers); the same figures are in libcu++, ``cuda/__device/arch_traits.h``. Registers are
-  given out to warps in units of 256 from the quarter of the register file their scheduler owns; shared
-  memory in units of 256 bytes on sm_75 and 128 from sm_80 on, where the driver keeps 1 KB of each block's
-  (CUDA Occupancy Calculator).
-* AMD: LLVM, ``AMDGPUBaseInfo.cpp``, ``getTotalNumVGPRs``, ``getVGPRAllocGranule``, ``getMaxWavesPerEU``:
-  gfx942 has 512 vector registers a lane of a SIMD, given out in units of 8, and 8 waves; gfx1100 in waves
-  of 32 has 1536, 24 and 16. 64 KB of local data share for a compute unit (CDNA 3 and RDNA 3 ISA, 2.2).
+* NVIDIA: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability" (warps,
+  blocks, shared memory, registers); the same figures are in libcu++,
+  ``cuda/__device/arch_traits.h``. Registers are given out to warps in units of 256 from the quarter
+  of the register file their scheduler owns; shared memory in units of 256 bytes on sm_75 and 128
+  from sm_80 on, where the driver keeps 1 KB of each block's (CUDA Occupancy Calculator).
+* AMD: LLVM, ``AMDGPUBaseInfo.cpp``, ``getTotalNumVGPRs``, ``getVGPRAllocGranule``,
+  ``getMaxWavesPerEU``: gfx942 has 512 vector registers a lane of a SIMD, given out in units of 8,
+  and 8 waves; gfx1100 in waves of 32 has 1536, 24 and 16. 64 KB of local data share for a compute
+  unit (CDNA 3 and RDNA 3 ISA, 2.2).
 """
 
 from __future__ import annotations

@@ -45,11 +45,12 @@ COLUMNS = (
     "modelled us",
 )
 NOTE = """\
-regs: registers a thread; spill, smem: bytes; occ: share of the warps a multiprocessor can hold; loop: instructions
-of the hot loop ("-": no loop, the counts are of the whole kernel); loads: from device memory in it; instr/item:
-instructions a weight (or element), all threads together. Modelled us: a model, not a measurement: the longest of
-memory, integer pipe, loads and matrix units for the largest of the product's shapes (6912 x 2560 weights; a kernel
-without a loop over columns: 1792 x 512), with the memory time's share of it. --json has the other shapes."""
+regs: registers a thread; spill, smem: bytes; occ: share of the warps a multiprocessor can hold;
+loop: instructions of the hot loop ("-": no loop, the counts are of the whole kernel); loads:
+from device memory in it; instr/item: instructions a weight (or element), all threads together.
+Modelled us: a model, not a measurement: the longest of memory, integer pipe, loads and matrix
+units for the largest of the product's shapes (6912 x 2560 weights; a kernel without a loop over
+columns: 1792 x 512), with the memory time's share of it. --json has the other shapes."""
 
 
 def _cells(report: StaticReport) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Kernel cases of the quantiser and of the fused kernel: every configuration, small launches.
 
-Of the seeds, multiples of three draw numbers, then come magnitudes from 1e-30 to 1e30 with an infinity and a
-NaN among them, then all zero.
+Of the seeds, multiples of three draw numbers, then come magnitudes from 1e-30 to 1e30 with an
+infinity and a NaN among them, then all zero.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def _floats(seed: int, tokens: int, columns: int, dtype: torch.dtype) -> Tensor:
 def expected_q(x: Tensor, norm_weight: Tensor | None) -> Tensor:
     """``q`` as the kernels define it, for finite tokens: the root mean square cancels in it.
 
-    In float32, every operation rounded once, so equal to the kernels bit for bit unless a normalised token is
-    all below ``SMALLEST_MAGNITUDE`` (then the scale's bound decides, and it is compared with the reference).
+    In float32, every operation rounded once, so equal to the kernels bit for bit unless a
+    normalised token is all below ``SMALLEST_MAGNITUDE`` (then the scale's bound decides, and it is
+    compared with the reference).
     """
     u = x.float() if norm_weight is None else x.float() * norm_weight
     largest = u.abs().amax(dim=-1, keepdim=True)
@@ -68,7 +69,7 @@ def _norm_of(launch: Arguments) -> Tensor | None:
 
 
 def check_quantised(before: Arguments, after: Arguments) -> None:
-    """Without a norm equal to the reference; with one, ``q`` within a step of it, the scale to 1e-6."""
+    """Without a norm equal to the reference; with one, ``q`` within a step, the scale to 1e-6."""
     x, norm_weight = tensor_of(before, "x"), _norm_of(before)
     q, scale, total = (tensor_of(after, name) for name in ("q", "scale", "total"))
     finite = torch.isfinite(x.float()).all(dim=-1)

@@ -23,7 +23,7 @@ from agentforge_kernels.verify.roofline import (
 from agentforge_kernels.verify.targets import TARGETS
 
 LONGEST_WITHOUT_A_LOOP = 1024
-"""Columns up to which a kernel without a loop over them is modelled: it holds a row in registers."""
+"""Columns up to which a kernel without a loop over them is modelled: a row lies in registers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class StaticReport:
         triton: Version that compiled it.
         threads: Of a program.
         registers: Of a thread; vector registers on AMD.
-        spill_bytes: Of a thread: stack, local memory or scratch; on AMD four for a spilled register.
+        spill_bytes: Of a thread: stack, local memory or scratch; on AMD four for a spilled
+            register.
         shared_bytes: Of a program.
         occupancy: Blocks and warps of a multiprocessor.
         code: The whole kernel.
@@ -66,12 +67,12 @@ class StaticReport:
 
     @property
     def work(self) -> Tally:
-        """The hot loop, or all code where there is no loop: what a trip of the case's work costs."""
+        """The hot loop, or all code where there is none: what a trip of the case's work costs."""
         return self.code if self.loop is None else self.loop
 
     @property
     def instructions_per_item(self) -> float | None:
-        """Issued instructions an item, all threads together; ``None`` if the case counts no items."""
+        """Issued instructions an item, of all threads; ``None`` if the case counts no items."""
         if not self.items_per_thread:
             return None
         return self.work.instructions / (self.items_per_thread * self.unrolled)
@@ -225,7 +226,8 @@ def report_everything(
                 found[futures[future]] = future.result()
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    f"a compiler ended its process while compiling for {futures[future]} or another "
+                    f"a compiler ended its process while compiling for {futures[future]} or "
+                    f"another "
                     f"target; run `python -m agentforge_kernels.verify --target NAME` to see which"
                 ) from error
     return Reports(

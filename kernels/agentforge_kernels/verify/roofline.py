@@ -1,15 +1,16 @@
-"""A model of a kernel's time on three GPUs from what can be counted. A model: nothing here was measured.
+"""A model of a kernel's time on three GPUs from what can be counted; nothing here was measured.
 
 For one pass over a weight matrix the time is at least each of
 
 * memory: bytes of weights, activations and results over the device's bandwidth;
-* integer pipe: instructions an item (from the hot loop) times items over 64 lanes a multiprocessor and
-  clock, *every* instruction counted as if it needed that pipe, which is pessimistic;
+* integer pipe: instructions an item (from the hot loop) times items over 64 lanes a multiprocessor
+  and clock, *every* instruction counted as if it needed that pipe, which is pessimistic;
 * load pipe: bytes the threads load, activations again for every row, over the L1 cache's bandwidth;
 * matrix units: multiply-adds of the matrix instructions over their rate.
 
-The longest is the modelled time. Left out: launch (3 to 7 us), latency, start and end of each program, caches
-that hold a whole small model. A GEMM pass is one block of tokens against all weights.
+The longest is the modelled time. Left out: launch (3 to 7 us), latency, start and end of each
+program, caches that hold a whole small model. A GEMM pass is one block of tokens against all
+weights.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ DEVICES = (
         integer_lanes=64,
         load_bytes=64,
         matrix_multiplications=0,
-        source="TU116 with 22 of 24 SMs, 1785 MHz boost, 8 Gb/s GDDR5 on 192 bits (techpowerup.com, review "
+        source="TU116 with 22 of 24 SMs, 1785 MHz boost, 8 Gb/s GDDR5 on 192 bits "
+        "(techpowerup.com, review "
         "of the GTX 1660); 64 integer lanes: NVIDIA Turing GPU Architecture white paper; loads: "
         "arXiv 1903.07486, of its kin T4",
     ),
@@ -80,7 +82,8 @@ DEVICES = (
         load_bytes=128,
         # 1979 int8 TOPS dense need wgmma; mma.sync reaches about 62 % of that (arXiv 2402.13499).
         matrix_multiplications=2540,
-        source="NVIDIA H100 Tensor Core GPU Architecture white paper; the clock is the lower of its two, "
+        source="NVIDIA H100 Tensor Core GPU Architecture white paper; the clock is the lower of "
+        "its two, "
         "under matrix load",
     ),
 )
@@ -94,8 +97,8 @@ PRODUCT_SHAPES = (
     (2560, 6912),
     (4096, 4096),
 )
-"""Rows and columns: attention, gate with up, and down projection of our 25M model (width 512, feed-forward
-896), those of BitNet b1.58 2B4T (2560, 6912), and a square of 7B models."""
+"""Rows and columns: attention, gate with up, and down projection of our 25M model (width 512,
+feed-forward 896), those of BitNet b1.58 2B4T (2560, 6912), and a square of 7B models."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """NVIDIA's machine code (SASS) of compiled kernels, read with the tools inside Triton's wheel.
 
-``nvdisasm`` takes 0.2 to 0.5 s to start and next to nothing for an instruction. So the code of many kernels
-of one architecture is put one behind the other into one raw image, and one run disassembles them all.
-``cuobjdump -res-usage`` gives registers and stack; it starts in 5 ms.
+``nvdisasm`` takes 0.2 to 0.5 s to start and next to nothing for an instruction. So the code of many
+kernels of one architecture is put one behind the other into one raw image, and one run disassembles
+them all. ``cuobjdump -res-usage`` gives registers and stack; it starts in 5 ms.
 
 Instruction names: CUDA Binary Utilities, "Instruction Set Reference".
 """
@@ -24,7 +24,7 @@ INSTRUCTION_BYTES = 16
 SPECIFIC_VARIANTS = frozenset({90, 100, 120})
 """Capabilities Triton compiles the architecture-specific variant (``sm_90a``) of."""
 RESERVED_SHARED_BYTES = 1024
-"""What the driver keeps of each block's shared memory from sm_80 on; from sm_90 on cuobjdump counts it."""
+"""What the driver keeps of a block's shared memory from sm_80 on; cuobjdump counts it on sm_90."""
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")

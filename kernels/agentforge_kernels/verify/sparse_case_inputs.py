@@ -1,4 +1,4 @@
-"""What the sparse and int8 kernel cases share: numbers to launch with, expectations, the shipped lines."""
+"""What the sparse and int8 kernel cases share: numbers, expectations, the shipped lines."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class GemvVariant:
 def gemv_variants(operation: str) -> list[GemvVariant]:
     """All variants; lines that differ in ``tokens`` alone compile to the same code and are one.
 
-    Two and four tokens of more are looked at in the first line of each target, that for large matrices.
+    Two and four tokens of more are looked at in the first line of each target, that for large
+    matrices.
     """
     found: dict[tuple[Config, int], set[str]] = {}
     seen: set[str] = set()

@@ -1,7 +1,7 @@
-"""Kernel cases of the sparse and int8 kernels: every line of their configuration table, small launches.
+"""Kernel cases of the sparse and int8 kernels: every line of their table, small launches.
 
-The shapes hold what goes wrong: a block of rows without tiles, parts of a block beyond the last row, a last
-step that is not full, columns that are no multiple of 16, tokens beyond the last.
+The shapes hold what goes wrong: a block of rows without tiles, parts of a block beyond the last
+row, a last step that is not full, columns that are no multiple of 16, tokens beyond the last.
 """
 
 from __future__ import annotations

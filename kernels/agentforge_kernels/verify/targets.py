@@ -51,4 +51,4 @@ CUDA = tuple(name for name, target in TARGETS.items() if target.family == "cuda"
 SM80_AND_NEWER = tuple(name for name in CUDA if TARGETS[name].capability >= 80)
 AMD = tuple(name for name, target in TARGETS.items() if target.family != "cuda")
 EXECUTED = ("sm_75", "sm_80", "sm_90")
-"""Targets whose PTX the tests execute: a Turing without asynchronous copies, an Ampere, a Hopper."""
+"""Targets whose PTX the tests execute: Turing, without asynchronous copies, Ampere, and Hopper."""

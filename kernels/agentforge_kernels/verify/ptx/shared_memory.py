@@ -111,7 +111,7 @@ class SharedMemory:
         cells = self._locate(addresses, threads, size)
         if self._detect:
             self._watch_write(cells, threads, None)
-        self._words[cells] = np.frombuffer(bytes([POISON] * self._cell), self._words.dtype)[0]
+        self._words[cells] = int.from_bytes(bytes([POISON] * self._cell), "little")
         self._stored[cells] = NEVER
         self._copying[cells] = True
         return cells
