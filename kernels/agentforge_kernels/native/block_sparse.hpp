@@ -90,10 +90,11 @@ struct BlockSparseCall {
   }
 };
 
-// Adds the group sums of a run of tiles to the excess of four tokens.
+// Adds the group sums of a run of tiles to the excess of four tokens. Where a tile has fewer tokens, the rest is
+// any number: unsigned, because that may overflow.
 static AGENTFORGE_INLINE void add_sums_of_four(const int32_t* sums, const int32_t* index, int64_t count,
                                                int32_t* excess) {
-  typedef int32_t Tokens __attribute__((vector_size(16)));
+  typedef uint32_t Tokens __attribute__((vector_size(16)));
   Tokens total;
   std::memcpy(&total, excess, sizeof total);
   for (int64_t tile = 0; tile < count; ++tile) {
