@@ -160,7 +160,8 @@ inline void BlockSparseCall::multiply_tiles(const TileGrid& grid, const PackedTo
 static inline int64_t multiply_token(const BlockSparseCall& call, const QuantizedInput& input) {
   int32_t* const sums = reinterpret_cast<int32_t*>(Workspace::of_this_thread().reserve(call.groups() * 4));
   call.sparse->sum_groups(input.q, call.groups(), sums, 1);
-  const int threads = useful_threads(call.threads, call.macs(), least_macs_per_thread(call.threads), call.panel_count());
+  const int threads =
+      useful_threads(call.threads, call.macs(), least_macs_per_thread(call.threads), call.panel_count());
   fork_join(threads, [&](int64_t part, int64_t parts) {
     call.sparse->block_matvec(call.weights, input.q, sums, input.scale[0], call.epilogue,
                               call.first_panel(part, parts), call.first_panel(part + 1, parts));
