@@ -156,14 +156,18 @@ class SharedMemory:
             raise UninitialisedRead(f"byte {self._place(cells[undefined])}")
         start, mine = self._stamps(threads)
         self._refuse((stored >= start) & (stored != mine), cells, "stored by one warp, read by")
-        seen = self._read[cells]
+        self._mark(self._read, cells, start, mine)
+
+    def _mark(self, record: Array, cells: Array, start: Array, mine: Array) -> None:
+        """Note in a record of stamps who touches these cells now."""
+        seen = record[cells]
         marks = np.where((seen >= start) & (seen != mine), start + self._several, mine)
-        self._read[cells] = marks
-        # Of several warps that read a cell in this very instruction one alone has left its mark.
-        lost = self._read[cells] != marks
+        record[cells] = marks
+        # Of several warps that touch a cell in this very instruction one alone has left its mark.
+        lost = record[cells] != marks
         if bool(lost.any()):
             several = np.broadcast_to(start + self._several, cells.shape)
-            self._read[cells[lost]] = several[lost]
+            record[cells[lost]] = several[lost]
 
     def _watch_write(self, cells: Array, threads: Threads, words: Array | None) -> None:
         """``words`` are about to be stored; ``None`` when not yet known."""
@@ -179,7 +183,7 @@ class SharedMemory:
         if words is not None:
             raced &= self._words[cells] != words
         self._refuse(raced, cells, "stored by one warp and by")
-        self._stored[cells] = mine
+        self._mark(self._stored, cells, start, mine)
 
     def _refuse(self, raced: Array, cells: Array, what: str) -> None:
         if bool(raced.any()):
