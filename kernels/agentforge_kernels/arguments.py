@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from agentforge_kernels.backend import Activations
 from agentforge_kernels.errors import KernelInputError
@@ -23,6 +24,16 @@ def check_floating(argument: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATING:
         raise KernelInputError(argument, tensor.dtype, "float32, float16 or bfloat16")
     check_contiguous(argument, tensor)
+    # torch would let the tangent of a custom operator vanish without a word.
+    if forward_ad._current_level >= 0 and _tangent(tensor) is not None:
+        raise KernelInputError(
+            argument, "a tangent of forward-mode differentiation", "none: gradients go backward"
+        )
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 def check_type(argument: str, value: object, allowed: type) -> None:

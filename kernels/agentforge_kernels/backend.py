@@ -6,7 +6,7 @@ Layouts of a weight (``Layout``), made once by ``lay_out_*`` from the stored for
 
 ================  ======================================================================
 ``rows``          the stored form, uint8 ``[rows, padded_columns / 4]``
-``panels``        native: panels of 64 rows x groups of 16 columns, one 32-bit word a row
+``panels``        native: panels of 64 rows x groups of 16 columns, four rows a byte
 ``int8``          unpacked, int8 ``[rows, columns]``
 ``columns``       stored column form, uint8 ``[columns, padded_rows / 4]``
 ``column_blocks`` native: blocks of 256 rows, one 64-byte line a column
@@ -26,6 +26,9 @@ Layout = Literal["rows", "panels", "int8", "columns", "column_blocks", "lanes", 
 
 class Activations(NamedTuple):
     """Quantised activations, ready for any matmul of this package.
+
+    Taken as :func:`agentforge_kernels.quantize_activations` made them: that padding is zero and
+    that ``sum`` is the sum of ``q`` is not looked at again, since that costs what quantising does.
 
     Attributes:
         q: int8 ``[tokens, padded_columns]``: columns padded with zeros to a multiple of 128.

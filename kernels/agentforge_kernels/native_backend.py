@@ -367,6 +367,8 @@ def _on_cpu(argument: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         raise KernelInputError(argument, f"device {tensor.device}", "the CPU (native backend)")
     if type(tensor) not in (Tensor, Parameter):
         raise KernelInputError(argument, type(tensor).__name__, "a tensor with memory of its own")
+    # A view may carry a minus sign that its memory does not have (torch.Tensor.is_neg).
+    tensor = tensor.resolve_neg()
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 

@@ -7,16 +7,15 @@ anything is unusual the call declines and the ordinary way, slower and with word
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from agentforge_kernels.errors import KernelInputError
-from agentforge_kernels.format import padded
 from agentforge_kernels.native import extension
 from agentforge_kernels.native.threads import shares_openmp
 
@@ -28,9 +27,6 @@ fills the output and answers the first token that holds NaN or infinity, or -1."
 
 _ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _CPU = torch.device("cpu")
-
-
-_SCRATCH_TOKENS = 8
 
 
 class SparseProduct(NamedTuple):
@@ -66,7 +62,7 @@ def bind(rows: int, columns: int, dense: Product, sparse: Sequence[SparseProduct
         residual: Tensor | None,
         bias: Tensor | None,
     ) -> Tensor | None:
-        if type(x) is not Tensor or not x.is_cpu or x.layout is not strided:
+        if type(x) is not Tensor or not x.is_cpu or x.layout is not strided or x.is_neg():
             return None
         kind = element_type(x.dtype)
         shape = x.shape
@@ -102,6 +98,7 @@ def bind(rows: int, columns: int, dense: Product, sparse: Sequence[SparseProduct
         )
         if bad >= 0:
             raise KernelInputError("x", f"NaN or infinity in token {bad}", "finite values")
+        assert bad == -1, "a weight that was checked has changed"
         return output if bias is None else output.add_(bias)
 
     return call
@@ -144,20 +141,15 @@ def block_sparse_product(
         rows: Of the matrix.
         columns: Of the matrix.
     """
-    linear, quantise, threads = (
-        _extension().block_sparse_linear,
-        _quantiser(columns),
-        _threads(),
-    )
+    linear, threads = _extension().block_sparse_linear_fused, _threads()
     addresses = tiles.data_ptr(), index.data_ptr(), start.data_ptr(), tiles.shape[0]
-    scale_address, per_row, stride = scale.data_ptr(), scale.numel() > 1, padded(columns)
+    scale_address, per_row = scale.data_ptr(), scale.numel() > 1
 
     def product(
         x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
     ) -> int:
-        (q, q_scale, total), _memory = quantise(x, kind, norm, epsilon, tokens)
         bad: int = linear(
-            q, stride, q_scale, total, tokens, *addresses, scale_address, per_row, added, output,
+            x, kind, norm, epsilon, tokens, *addresses, scale_address, per_row, added, output,
             rows, columns, threads(),
         )  # fmt: skip
         return bad
@@ -174,17 +166,15 @@ def activation_sparse_product(blocks: Tensor, scale: Tensor, rows: int, columns:
         rows: Of the matrix.
         columns: Of the matrix.
     """
-    linear, threads = _extension().activation_sparse_linear, _threads()
-    quantise, stride = _quantiser(columns), padded(columns)
+    linear, threads = _extension().activation_sparse_linear_fused, _threads()
     blocks_address, scale_address, per_row = blocks.data_ptr(), scale.data_ptr(), scale.numel() > 1
 
     def product(
         x: int, kind: int, norm: int, epsilon: float, tokens: int, added: int, output: int
     ) -> int:
-        (q, q_scale, total), _memory = quantise(x, kind, norm, epsilon, tokens)
         bad: int = linear(
-            q, stride, q_scale, total, tokens, blocks_address, scale_address, per_row, added,
-            output, rows, columns, threads(),
+            x, kind, norm, epsilon, tokens, blocks_address, scale_address, per_row, added, output,
+            rows, columns, threads(),
         )  # fmt: skip
         return bad
 
@@ -195,47 +185,11 @@ def is_watched() -> bool:
     """Whether a compiler, dispatch mode, function transform or tracer has to see each operation."""
     return bool(
         torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
     )
-
-
-def _quantiser(columns: int) -> Callable[..., tuple[tuple[int, int, int], object]]:
-    """Quantises tokens; answers the addresses of ``q``, scale and sum, and what keeps them alive.
-
-    Few tokens go to memory of the calling thread, which saves three allocations of 1 us each.
-    """
-    extension_quantize, threads = _extension().quantize, _threads()
-    stride = padded(columns)
-    scratch = threading.local()
-
-    def allocate(tokens: int) -> tuple[tuple[int, int, int], object]:
-        memory = (
-            torch.zeros((tokens, stride), dtype=torch.int8, device=_CPU),
-            torch.zeros(tokens, dtype=torch.float32, device=_CPU),
-            torch.zeros(tokens, dtype=torch.int32, device=_CPU),
-        )
-        q, scale, total = memory
-        return (q.data_ptr(), scale.data_ptr(), total.data_ptr()), memory
-
-    def quantise(
-        x: int, kind: int, norm: int, epsilon: float, tokens: int
-    ) -> tuple[tuple[int, int, int], object]:
-        if tokens > _SCRATCH_TOKENS:
-            addresses, memory = allocate(tokens)
-        else:
-            try:
-                addresses, memory = scratch.allocated
-            except AttributeError:
-                addresses, memory = scratch.allocated = allocate(_SCRATCH_TOKENS)
-        q, scale, total = addresses
-        extension_quantize(
-            x, kind, norm, epsilon, tokens, columns, q, stride, scale, total, threads()
-        )
-        return addresses, memory
-
-    return quantise
 
 
 def _extension() -> Any:
@@ -259,6 +213,7 @@ def _fits(tensor: Tensor, values: int) -> bool:
         and tensor.dtype == torch.float32
         and tensor.is_cpu
         and tensor.is_contiguous()
+        and not tensor.is_neg()
         and tensor.numel() == values
         and not (tensor.requires_grad and torch.is_grad_enabled())
     )

@@ -4,11 +4,11 @@ Block-sparse: the matrix is cut into tiles of 64 rows x 16 columns, and tiles of
 out (compressed sparse rows over blocks, the "BSR" of sparse libraries). A tile is 256 bytes: 64
 little-endian 32-bit words, word ``r`` for row ``r``; byte ``b`` of a word holds the code of column
 ``4 f + b`` at bits ``2 f``, ``f = 0..3``. So ``(word >> 2 f) & 0x03030303`` is four consecutive
-columns for dp4a, and a tile is one block of the native panels: the same bytes serve both devices.
-It pays from 10-20 % zero tiles.
+columns for dp4a on a GPU; the native backend reorders the words of a tile once. From which share of
+zero tiles it pays is measured (:mod:`agentforge_kernels.thresholds`): from 15-25 % on.
 
 Columns: the dense form of the transposed matrix, so that a matvec may read only the columns whose
-activation is not zero (after squared ReLU most are). It pays from 40-65 % zero activations. Zeros
+activation is not zero (after squared ReLU most are). It pays from 35-65 % zero activations. Zeros
 spread at random over the weights (35-45 % in a trained ternary model) pay in neither form.
 """
 

@@ -28,6 +28,7 @@ from agentforge_kernels import (
     quantize_int8,
     quantize_weights,
     reference,
+    ste_ternary_linear,
     ternary_linear,
     ternary_linear_activation_sparse,
     ternary_linear_block_sparse,
@@ -41,6 +42,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 BACKENDS = ["auto", "fallback", "reference"]
 
@@ -381,6 +383,32 @@ def test_only_the_norm_s_weight_wants_a_gradient() -> None:
     packed, norm_weight = matrix(70, 200), draw(200).requires_grad_()
     ternary_linear(draw(3, 200), packed, norm_weight=norm_weight).sum().backward()
     assert norm_weight.grad is not None
+
+
+def test_forward_mode_is_refused_and_not_taken_for_zero() -> None:
+    packed, x = matrix(70, 200), draw(3, 200)
+    for weight in (packed, prepare(packed)):
+        with pytest.raises(KernelInputError, match="x: a tangent of forward-mode"):
+            torch.func.jvp(lambda x, w=weight: ternary_linear(x, w), (x,), (x,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(draw(3, 70), draw(3, 70))
+        with pytest.raises(KernelInputError, match="residual: a tangent"):
+            ternary_linear(x, prepare(packed), residual=dual)
+        with pytest.raises(KernelInputError, match="x: a tangent"):
+            TernaryLinear.from_packed(packed)(forward_ad.make_dual(x, x))
+        with pytest.raises(KernelInputError, match="weight: a tangent"):
+            ste_ternary_linear(x, forward_ad.make_dual(draw(4, 200), draw(4, 200)))
+        assert torch.equal(ternary_linear(x, packed), expected(x, unpack(packed), packed.scale))
+
+
+def test_functions_mapped_over_tokens_and_negated_views() -> None:
+    packed, x = matrix(70, 200), draw(3, 200)
+    wanted = expected(x, unpack(packed), packed.scale)
+    for weight in (packed, prepare(packed)):
+        assert torch.equal(torch.func.vmap(lambda x, w=weight: ternary_linear(x, w))(x), wanted)
+        negated = torch._neg_view(-x)
+        assert negated.is_neg()
+        assert torch.equal(ternary_linear(negated, weight), wanted)
 
 
 def test_operations_without_a_gradient_say_so() -> None:

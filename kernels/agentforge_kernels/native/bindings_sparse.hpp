@@ -61,6 +61,41 @@ static inline int64_t activation_sparse_linear(uintptr_t q, int64_t q_stride, ui
                   quantized_input(q, q_stride, activation_scale, activation_sum));
 }
 
+// Floating tokens as int8, in memory of the calling thread: valid until its next call.
+static inline QuantizedTokens quantize_on_the_way(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
+                                                  int64_t tokens, int64_t columns, int threads) {
+  static thread_local Workspace workspace;
+  const int64_t stride = round_up(columns, kStoredColumns);
+  char* const memory = workspace.reserve(tokens * (stride + 8));
+  const QuantizedTokens quantized = {reinterpret_cast<int8_t*>(memory), stride,
+                                     reinterpret_cast<float*>(memory + tokens * stride),
+                                     reinterpret_cast<int32_t*>(memory + tokens * (stride + 4))};
+  quantize_tokens(FloatInput{pointer<const void>(x), type, columns, pointer<const float>(norm_weight), epsilon}, tokens,
+                  quantized, threads);
+  return quantized;
+}
+
+static inline uintptr_t address(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
+
+static inline int64_t block_sparse_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
+                                                int64_t tokens, uintptr_t tiles, uintptr_t index, uintptr_t start,
+                                                int64_t count, uintptr_t weight_scale, bool scale_per_row,
+                                                uintptr_t residual, uintptr_t output, int64_t rows,
+                                                int64_t columns, int threads) {
+  const QuantizedTokens q = quantize_on_the_way(x, type, norm_weight, epsilon, tokens, columns, threads);
+  return block_sparse_linear(address(q.q), q.stride, address(q.scale), address(q.sum), tokens, tiles, index, start,
+                             count, weight_scale, scale_per_row, residual, output, rows, columns, threads);
+}
+
+static inline int64_t activation_sparse_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
+                                                     int64_t tokens, uintptr_t blocks, uintptr_t weight_scale,
+                                                     bool scale_per_row, uintptr_t residual, uintptr_t output,
+                                                     int64_t rows, int64_t columns, int threads) {
+  const QuantizedTokens q = quantize_on_the_way(x, type, norm_weight, epsilon, tokens, columns, threads);
+  return activation_sparse_linear(address(q.q), q.stride, address(q.scale), address(q.sum), tokens, blocks,
+                                  weight_scale, scale_per_row, residual, output, rows, columns, threads);
+}
+
 static inline int64_t int8_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
                                   uintptr_t activation_sum, int64_t tokens, uintptr_t lanes,
                                   uintptr_t row_scale, uintptr_t residual, uintptr_t output, int64_t rows,
@@ -86,6 +121,17 @@ static inline void bind_sparse(nanobind::module_& module) {
              nb::arg("rows"), nb::arg("columns"), nb::arg("threads"),
              "Quantised tokens (rows of q readable up to a multiple of 128) times the columns they do not multiply "
              "by zero; returns the first token whose scale is NaN, or -1.");
+  module.def("block_sparse_linear_fused", &block_sparse_linear_fused, nb::arg("x"), nb::arg("type"),
+             nb::arg("norm_weight"), nb::arg("epsilon"), nb::arg("tokens"), nb::arg("tiles"), nb::arg("index"),
+             nb::arg("start"), nb::arg("count"), nb::arg("weight_scale"), nb::arg("scale_per_row"),
+             nb::arg("residual"), nb::arg("output"), nb::arg("rows"), nb::arg("columns"), nb::arg("threads"),
+             "Floating tokens, quantised on the way, times tiles; results as of block_sparse_linear.");
+  module.def("activation_sparse_linear_fused", &activation_sparse_linear_fused, nb::arg("x"), nb::arg("type"),
+             nb::arg("norm_weight"), nb::arg("epsilon"), nb::arg("tokens"), nb::arg("blocks"),
+             nb::arg("weight_scale"), nb::arg("scale_per_row"), nb::arg("residual"), nb::arg("output"),
+             nb::arg("rows"), nb::arg("columns"), nb::arg("threads"),
+             "Floating tokens, quantised on the way, times the columns they do not multiply by zero; returns the "
+             "first token that held NaN or infinity, or -1.");
   module.def("int8_linear", &int8_linear, nb::arg("q"), nb::arg("q_stride"), nb::arg("activation_scale"),
              nb::arg("activation_sum"), nb::arg("tokens"), nb::arg("lanes"), nb::arg("row_scale"),
              nb::arg("residual"), nb::arg("output"), nb::arg("rows"), nb::arg("columns"), nb::arg("threads"),

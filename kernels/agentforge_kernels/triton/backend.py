@@ -53,7 +53,7 @@ class TritonBackend:
         """Per-token absmax int8; a token that holds NaN or infinity gets scale NaN."""
         with _on(x):
             return launch.quantize_tokens(
-                x.contiguous(), _float(norm_weight), epsilon, self.family(x.device)
+                x.resolve_neg().contiguous(), _float(norm_weight), epsilon, self.family(x.device)
             )
 
     def ternary_linear(
@@ -94,7 +94,7 @@ class TritonBackend:
         check_layout(layout, "rows")
         with _on(codes):
             return launch.fused_multiply(
-                x.contiguous(),
+                x.resolve_neg().contiguous(),
                 _float(norm_weight),
                 epsilon,
                 codes,

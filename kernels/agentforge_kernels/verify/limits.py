@@ -104,7 +104,10 @@ def ratchet_failures(
         if entry is None:
             failures.append(f"{where}: no entry in limits.json; add it with --update-limits")
             continue
-        for name, seen in figures(report).items():
+        now = figures(report)
+        for name in sorted(entry.keys() - now.keys()):
+            failures.append(f"{where}: the figure {name}, {entry[name]} before, is not reported")
+        for name, seen in now.items():
             if name not in entry:
                 failures.append(
                     f"{where}: no figure {name} in limits.json; add it with --update-limits"
