@@ -28,6 +28,7 @@ from agentforge_kernels.triton.dot4 import dot4
 from agentforge_kernels.triton.epilogue import store_outputs
 from agentforge_kernels.triton.packed_bytes import trits_of_plane
 from agentforge_kernels.triton.planes import add_group, join_planes, plane_words
+from agentforge_kernels.triton.tile_outputs import store_tile
 from agentforge_kernels.triton.token_pointers import from_token
 from agentforge_kernels.triton.words import as_words, power_of_two, split_words
 
@@ -199,14 +200,11 @@ def block_sparse_gemm(
     block = tl.program_id(1)
     begin = tl.load(start + block)
     end = tl.load(start + block + 1)
-    first_token = tl.program_id(0) * BLOCK_TOKENS
-    token_in_block = tl.arange(0, BLOCK_TOKENS)
-    token = first_token + token_in_block
+    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     # Tokens beyond the last one compute it once more and store nothing.
     q_rows = q + tl.minimum(token, tokens - 1).to(tl.int64)[:, None] * (groups * 128)
     inner = tl.arange(0, 4 * BLOCK_TILES)
-    row_in_tile = tl.arange(0, 64)
-    byte = (inner % 4)[:, None] + 4 * row_in_tile[None, :]
+    byte = (inner % 4)[:, None] + 4 * tl.arange(0, 64)[None, :]
 
     total = tl.zeros((BLOCK_TOKENS, 64), tl.int32)
     for position in tl.range(begin, end, BLOCK_TILES, num_stages=NUM_STAGES):
@@ -223,18 +221,17 @@ def block_sparse_gemm(
             trits = trits_of_plane(packed, plane, INSTRUCTION)
             total = tl.dot(activations, trits, acc=total, out_dtype=tl.int32)
 
-    row = block * 64 + row_in_tile
-    exists = token < tokens
-    output, residual = from_token(output, residual, first_token, rows)
-    store_outputs(
+    store_tile(
         total,
-        tl.load(activation_scale + token, mask=exists, other=0.0)[:, None],
+        activation_scale,
+        None,
         weight_scale,
         residual,
         output,
-        row[None, :],
-        token_in_block[:, None] * rows + row[None, :],
-        exists[:, None] & (row < rows)[None, :],
+        tokens,
+        rows,
+        BLOCK_TOKENS,
+        64,
         SCALE_PER_ROW,
     )
 

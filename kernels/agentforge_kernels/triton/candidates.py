@@ -101,8 +101,8 @@ def _block_sparse_gemm(_gpu: _Gpu) -> Iterator[Config]:
 
 
 def _int8_gemm(_gpu: _Gpu) -> Iterator[Config]:
-    for tokens, rows, columns, stages in product((16, 32), (64, 128), (32, 64), (2, 3, 4)):
-        yield Int8GemmConfig(4, tokens, rows, columns, stages)
+    for tokens, rows, columns, stages in product((16, 32, 64), (64, 128), (32, 64), (2, 3, 4)):
+        yield Int8GemmConfig(8 if tokens * rows >= 8192 else 4, tokens, rows, columns, stages)
 
 
 def _block_sparse(gpu: _Gpu) -> Iterator[Config]:

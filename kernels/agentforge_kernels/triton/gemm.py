@@ -14,9 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from agentforge_kernels.triton.epilogue import scales_of_rows, store_scaled
 from agentforge_kernels.triton.packed_bytes import codes_of_plane
-from agentforge_kernels.triton.token_pointers import from_token
+from agentforge_kernels.triton.tile_outputs import store_tile
 
 EXACT_COLUMNS = tl.constexpr(65536)
 """Columns whose sum of codes times activations is at most ``2 * 128 * 65536 = 2^24``: float32 holds
@@ -76,7 +75,7 @@ def ternary_gemm_int8(
             total = tl.dot(slab, weight, acc=total, out_dtype=tl.int32)
         code_pointers += 32
         q_pointers += 128
-    _store_tile(
+    store_tile(
         total,
         activation_scale,
         activation_sum,
@@ -154,7 +153,7 @@ def ternary_gemm_float32(
                 slab.to(tl.float32), weight.to(tl.float32), acc=partial, input_precision="ieee"
             )
         total += partial.to(tl.int32)
-    _store_tile(
+    store_tile(
         total,
         activation_scale,
         activation_sum,
@@ -167,52 +166,3 @@ def ternary_gemm_float32(
         BLOCK_ROWS,
         SCALE_PER_ROW,
     )
-
-
-@triton.jit
-def _store_tile(
-    total,
-    activation_scale,
-    activation_sum,
-    weight_scale,
-    residual,
-    output,
-    tokens,
-    rows,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    SCALE_PER_ROW: tl.constexpr,
-):
-    """The program's tile to outputs, a quarter of its tokens after the other.
-
-    The next quarter's residuals cannot be loaded before the last one's outputs are stored, so only
-    a quarter of them is in registers: 80 instead of 156 for 64 x 128, three programs on a
-    multiprocessor of compute capability 8.0 instead of one.
-    """
-    QUARTER: tl.constexpr = BLOCK_TOKENS // 4
-    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    row_scale = scales_of_rows(weight_scale, row, rows, SCALE_PER_ROW)
-    first, second = _halves(total, BLOCK_TOKENS, BLOCK_ROWS)
-    quarters = _halves(first, BLOCK_TOKENS // 2, BLOCK_ROWS)
-    quarters = quarters + _halves(second, BLOCK_TOKENS // 2, BLOCK_ROWS)
-    for i in tl.static_range(4):
-        first_token = tl.program_id(0) * BLOCK_TOKENS + i * QUARTER
-        token = tl.arange(0, QUARTER)
-        present = first_token + token < tokens
-        scale = tl.load(activation_scale + first_token + token, mask=present, other=0.0)
-        correction = tl.load(activation_sum + first_token + token, mask=present, other=0)
-        token_output, token_residual = from_token(output, residual, first_token, rows)
-        store_scaled(
-            quarters[i] - correction[:, None],
-            scale[:, None] * row_scale[None, :],
-            token_residual,
-            token_output,
-            token[:, None] * rows + row[None, :],
-            present[:, None] & (row < rows)[None, :],
-        )
-
-
-@triton.jit
-def _halves(tile, TOKENS: tl.constexpr, ROWS: tl.constexpr):
-    """A tile's first and second half of tokens; stays in registers."""
-    return tl.split(tl.permute(tl.reshape(tile, (2, TOKENS // 2, ROWS)), (1, 2, 0)))

@@ -28,6 +28,7 @@ from agentforge_kernels.triton.configs import Int8GemmConfig, Int8GemvConfig, lo
 from agentforge_kernels.triton.devices import DOT4_INSTRUCTION, Family, int8_matrix_units
 from agentforge_kernels.triton.dot4 import dot4
 from agentforge_kernels.triton.epilogue import store_outputs
+from agentforge_kernels.triton.tile_outputs import store_tile
 from agentforge_kernels.triton.token_pointers import from_token
 from agentforge_kernels.triton.words import as_words, power_of_two, split_words
 
@@ -222,9 +223,7 @@ def int8_gemm(
         EVEN: The columns are a multiple of ``2 * BLOCK_COLUMNS``.
         SCALE_PER_ROW: Whether ``row_scale`` holds one scale a row.
     """
-    first_token = tl.program_id(0) * BLOCK_TOKENS
-    token_in_block = tl.arange(0, BLOCK_TOKENS)
-    token = first_token + token_in_block
+    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inner = tl.arange(0, BLOCK_COLUMNS)
     columns = quads * 16
@@ -246,17 +245,17 @@ def int8_gemm(
                 right = tl.load(weight_rows + column[:, None], mask=inside[:, None], other=0)
             total = tl.dot(left, right, acc=total, out_dtype=tl.int32)
 
-    exists = token < tokens
-    output, residual = from_token(output, residual, first_token, rows)
-    store_outputs(
+    store_tile(
         total,
-        tl.load(activation_scale + token, mask=exists, other=0.0)[:, None],
+        activation_scale,
+        None,
         row_scale,
         residual,
         output,
-        row[None, :],
-        token_in_block[:, None] * rows + row[None, :],
-        exists[:, None] & (row < rows)[None, :],
+        tokens,
+        rows,
+        BLOCK_TOKENS,
+        BLOCK_ROWS,
         SCALE_PER_ROW,
     )
 

@@ -11,8 +11,8 @@ decided:
 * int8: more rows a thread with more tokens, where loads of activations would bound the loop: 0.31
   instructions a weight and token with four rows and eight tokens (106 registers), of 0.25 possible.
   Eight together only on Turing, where they stand in for matrix units.
-* No tile of 64 tokens: with a residual its epilogue takes 146 registers, and on Hopper Triton would
-  emit warp-group instructions, which the PTX executor cannot check.
+* int8, matrix units: 64 tokens a tile on Ampere only; on Hopper and Blackwell Triton would emit
+  warp-group or tensor-memory instructions, which the PTX executor cannot check.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ SPARSE_TABLE: tuple[Entry, ...] = (
     Entry("int8_gemv", WAVE32, Int8GemvConfig(4, 16, 8, 1, tokens=2)),
     Entry("int8_gemv", CDNA, Int8GemvConfig(2, 16, 8, 2, tokens=4), tokens=4),
     Entry("int8_gemv", CDNA, Int8GemvConfig(2, 16, 8, 1, tokens=2)),
+    Entry("int8_gemm", ("ampere",), Int8GemmConfig(8, 64, 128, 64, num_stages=3), tokens=64),
     Entry("int8_gemm", NEWER, Int8GemmConfig(4, 32, 64, 64, num_stages=3), tokens=32),
     Entry("int8_gemm", NEWER, Int8GemmConfig(4, 16, 64, 64, num_stages=3)),
     Entry("int8_gemm", CDNA, Int8GemmConfig(4, 16, 64, 64, num_stages=2)),
