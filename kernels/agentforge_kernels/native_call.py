@@ -92,7 +92,10 @@ def bind(rows: int, columns: int, dense: Product, sparse: Sequence[SparseProduct
         output = empty((*shape[:-1], rows), dtype=float32, device=_CPU)
         product = dense
         if tokens <= most_tokens:
-            product = next(few for few, most in sparse if tokens <= most)
+            for few, most in sparse:
+                if tokens <= most:
+                    product = few
+                    break
         bad = product(
             x.data_ptr(), kind, norm_address, epsilon, tokens, added_address, output.data_ptr()
         )

@@ -124,8 +124,9 @@ def _sparse_products(
     zero_tiles = float((words == _ZERO_WEIGHTS).all(dim=1).double().mean())
     zeros = f"{zero_tiles:.0%} of the tiles and {zero_activations:.0%} of the activations are zero"
     left_out = thresholds.share_of_columns_left_out(zero_activations, rows)
-    columns_pay = thresholds.most_tokens(thresholds.ACTIVATION_SPARSE, size, left_out)
-    tiles_pay = thresholds.most_tokens(thresholds.BLOCK_SPARSE, size, zero_tiles)
+    lost = thresholds.share_lost_to_a_call(size)
+    columns_pay = thresholds.most_tokens(thresholds.ACTIVATION_SPARSE, size, left_out - lost)
+    tiles_pay = thresholds.most_tokens(thresholds.BLOCK_SPARSE, size, zero_tiles - lost)
     forms = [(left_out, columns_pay, "columns"), (zero_tiles, tiles_pay, "tiles")]
     products: list[native_call.SparseProduct] = []
     names: list[str] = []

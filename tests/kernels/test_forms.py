@@ -37,6 +37,21 @@ NEVER: tuple[Threshold, ...] = ()
 
 
 @pytest.fixture(autouse=True)
+def calls_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small matrices take sparse forms, as if called from native code."""
+    monkeypatch.setattr(thresholds, "CALL_BYTES", 0)
+
+
+def test_a_small_matrix_stays_dense_when_python_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholds, "BLOCK_SPARSE", (Threshold(1 << 40, 0.2, 64),))
+    packed = matrix(512, 512, 0.9)
+    assert prepare(packed).form.startswith("block-sparse")
+    monkeypatch.setattr(thresholds, "CALL_BYTES", 64 << 10)  # as many as the matrix has
+    assert prepare(packed).form.startswith("dense: ")
+    assert prepare(matrix(2048, 2048, 0.5)).form.startswith("block-sparse")  # 1 MB
+
+
+@pytest.fixture(autouse=True)
 def _automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
 
