@@ -113,12 +113,14 @@ def test_a_column_line_is_a_packed_row_of_the_transpose() -> None:
 
 
 @pytest.mark.skipif(native.extension is None, reason=str(native.unavailable_reason()))
-def test_tiles_are_the_blocks_of_the_native_panels() -> None:
+def test_tiles_laid_out_are_the_blocks_of_the_native_panels() -> None:
     from agentforge_kernels.native_backend import NativeBackend
 
     packed = matrix(130, 90, seed=7, zero_tiles=0.0)
-    panels, _ = NativeBackend().lay_out_dense(packed.codes, packed.columns)
-    assert torch.equal(to_block_sparse(packed).tiles, panels.view(-1, 256))
+    backend = NativeBackend()
+    panels, _ = backend.lay_out_dense(packed.codes, packed.columns)
+    tiles, _ = backend.lay_out_tiles(to_block_sparse(packed).tiles)
+    assert torch.equal(tiles.view(-1, 256), panels.view(-1, 256))
 
 
 def test_a_zero_matrix_has_no_tiles_and_a_stored_zero_tile_does_no_harm() -> None:
