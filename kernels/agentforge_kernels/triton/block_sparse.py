@@ -228,6 +228,8 @@ def block_sparse_gemm(
         weight_scale,
         residual,
         output,
+        tl.program_id(0) * BLOCK_TOKENS,
+        tl.program_id(1) * 64,
         tokens,
         rows,
         BLOCK_TOKENS,

@@ -252,6 +252,8 @@ def int8_gemm(
         row_scale,
         residual,
         output,
+        tl.program_id(0) * BLOCK_TOKENS,
+        tl.program_id(1) * BLOCK_ROWS,
         tokens,
         rows,
         BLOCK_TOKENS,

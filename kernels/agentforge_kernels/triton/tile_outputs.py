@@ -18,6 +18,8 @@ def store_tile(
     weight_scale,
     residual,
     output,
+    first_token,
+    first_row,
     tokens,
     rows,
     BLOCK_TOKENS: tl.constexpr,
@@ -31,13 +33,14 @@ def store_tile(
     multiprocessor of compute capability 8.0 instead of one.
 
     Args:
-        total: int32 ``[BLOCK_TOKENS, BLOCK_ROWS]``, tile ``program_id(0)`` of the tokens and
-            ``program_id(1)`` of the rows.
+        total: int32 ``[BLOCK_TOKENS, BLOCK_ROWS]``.
         activation_scale: float32 ``[tokens]``.
         activation_sum: int32 ``[tokens]``, subtracted, or ``None``.
         weight_scale: float32 ``[1]`` or ``[rows]``.
         residual: float32 ``[tokens, rows]`` or ``None``.
         output: float32 ``[tokens, rows]``.
+        first_token: Token of the tile's first outputs.
+        first_row: Their row.
         tokens: Tokens.
         rows: Rows of the matrix.
         BLOCK_TOKENS: Tokens of a tile, a multiple of four.
@@ -45,21 +48,21 @@ def store_tile(
         SCALE_PER_ROW: Whether ``weight_scale`` holds one scale a row.
     """
     QUARTER: tl.constexpr = BLOCK_TOKENS // 4
-    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = first_row + tl.arange(0, BLOCK_ROWS)
     row_scale = scales_of_rows(weight_scale, row, rows, SCALE_PER_ROW)
     first, second = _halves(total, BLOCK_TOKENS, BLOCK_ROWS)
     quarters = _halves(first, BLOCK_TOKENS // 2, BLOCK_ROWS)
     quarters = quarters + _halves(second, BLOCK_TOKENS // 2, BLOCK_ROWS)
     for i in tl.static_range(4):
-        first_token = tl.program_id(0) * BLOCK_TOKENS + i * QUARTER
+        first_of_quarter = first_token + i * QUARTER
         token = tl.arange(0, QUARTER)
-        present = first_token + token < tokens
-        scale = tl.load(activation_scale + first_token + token, mask=present, other=0.0)
+        present = first_of_quarter + token < tokens
+        scale = tl.load(activation_scale + first_of_quarter + token, mask=present, other=0.0)
         sums = quarters[i]
         if activation_sum is not None:
-            correction = tl.load(activation_sum + first_token + token, mask=present, other=0)
+            correction = tl.load(activation_sum + first_of_quarter + token, mask=present, other=0)
             sums -= correction[:, None]
-        token_output, token_residual = from_token(output, residual, first_token, rows)
+        token_output, token_residual = from_token(output, residual, first_of_quarter, rows)
         store_scaled(
             sums,
             scale[:, None] * row_scale[None, :],
