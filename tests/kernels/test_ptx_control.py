@@ -106,6 +106,34 @@ def test_threads_that_return_early_are_gone() -> None:
     assert out.tolist() == [0] * 9 + [1] * 55
 
 
+@pytest.mark.parametrize(
+    ("schedule", "order"),
+    [(Schedule.FORWARD, [0, 1, 2, 0, 1, 2]), (Schedule.BACKWARD, [2, 1, 0, 2, 1, 0])],
+)
+def test_warps_take_turns_between_barriers(schedule: Schedule, order: list[int]) -> None:
+    ticket, out = np.zeros(1, np.uint32), np.zeros(6, np.uint32)
+    write_down = """
+        @%q atom.global.add.u32 %r, [%p0], 1;
+        mad.wide.u32 %g, %r, 4, %p1;
+        @%q st.global.b32 [%g], %i;
+    """
+    run_block(
+        f"""
+        shr.u32 %i, %thread, 5;
+        and.b32 %n, %thread, 31;
+        setp.eq.u32 %q, %n, 0;
+        {write_down}
+        bar.sync 0;
+        {write_down}
+        """,
+        [ticket, out],
+        threads=96,
+        declarations=REGISTERS,
+        schedule=schedule,
+    )
+    assert out.tolist() == order
+
+
 @pytest.mark.parametrize("schedule", Schedule)
 @pytest.mark.parametrize("barrier", ["bar.sync 0;", "barrier.sync.aligned 0;"])
 def test_warps_exchange_values_through_shared_memory(schedule: Schedule, barrier: str) -> None:

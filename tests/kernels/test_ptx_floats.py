@@ -125,6 +125,19 @@ def test_fused_multiply_add_where_rounding_twice_would_differ() -> None:
     assert sum(x != y for x, y in zip(twice, want, strict=True)) > 20
 
 
+def test_bfloat16_multiply_add_where_rounding_to_float32_first_would_differ() -> None:
+    """Products in the middle of two bfloat16 numbers, and addends beside float32's last bit."""
+    cases = [
+        (1.5, 1 + k * 2.0**-7, sign * c)
+        for k in range(1, 32, 2)
+        for c in (2.0**-30, 2.0**-25, 1.5 * 2.0**-24, 1.25 * 2.0**-23, 1.75 * 2.0**-23)
+        for sign in (1.0, -1.0)
+    ]
+    operands = [np.array(column, np.float32) for column in zip(*cases, strict=True)]
+    got = operate("fma.rn.bf16 %d, %a, %b, %c;", "bf16", *operands)
+    assert got == [nearest(Fraction(a) * Fraction(b) + Fraction(c), "bf16") for a, b, c in cases]
+
+
 @pytest.mark.parametrize("text", ["sqrt.rn.f32 %d, %a;", "rcp.rn.f32 %d, %a;"])
 def test_roots_and_reciprocals_round_once(text: str) -> None:
     a = np.abs(numbers("f32", 1500, 5))

@@ -95,9 +95,10 @@ def test_predicate_logic() -> None:
         """
         and.pred %d, %a, %b; or.pred %e, %a, %b; xor.pred %f, %a, %b; not.pred %g, %a;
         mov.pred %h, %b; setp.ne.b32 %i, 0, 0; selp.u32 %j, 7, 9, %a;
+        mov.pred %k, -1; mov.pred %l, 0; xor.pred %m, %a, true; xor.pred %n, %a, false;
         """,
         {"%a": ("pred", a), "%b": ("pred", b)},
-        {**dict.fromkeys(("%d", "%e", "%f", "%g", "%h", "%i"), "pred"), "%j": "u32"},
+        {**{f"%{name}": "pred" for name in "defghiklmn"}, "%j": "u32"},
     )
     assert got["%d"].tolist() == [False, False, False, True]
     assert got["%e"].tolist() == [False, True, True, True]
@@ -106,6 +107,10 @@ def test_predicate_logic() -> None:
     assert got["%h"].tolist() == [False, True, False, True]
     assert got["%i"].tolist() == [False] * 4
     assert got["%j"].tolist() == [9, 9, 7, 7]
+    assert got["%k"].tolist() == [True] * 4
+    assert got["%l"].tolist() == [False] * 4
+    assert got["%m"].tolist() == got["%g"].tolist()
+    assert got["%n"].tolist() == a.astype(bool).tolist()
 
 
 @pytest.mark.parametrize("kind", ["b16", "b32", "b64", "f32", "s32"])
