@@ -203,6 +203,7 @@ def test_moves_pack_and_unpack() -> None:
         mov.b64 %four, {%h0, %h1, %h1, %h0};
         mov.b32 %ten, 0xA;
         mov.f32 %half, 0f3F000000;
+        mov.f64 %double, 0d3FF8000000000000;
         mov.b64 {_, %upper}, %wide;
         """,
         {"%a": ("b32", a), "%b": ("b32", b)},
@@ -214,6 +215,7 @@ def test_moves_pack_and_unpack() -> None:
             "%four": "b64",
             "%ten": "b32",
             "%half": "f32",
+            "%double": "f64",
             "%upper": "b32",
         },
         declarations=".reg .b16 %h0, %h1;",
@@ -229,4 +231,5 @@ def test_moves_pack_and_unpack() -> None:
     ]
     assert set(got["%ten"].tolist()) == {10}
     assert set(got["%half"].tolist()) == {0.5}
+    assert set(got["%double"].tolist()) == {1.5}
     assert np.array_equal(got["%upper"], b)

@@ -105,11 +105,11 @@ def test_fused_multiply_add_where_rounding_twice_would_differ() -> None:
     a, b, c = [], [], []
     for m in (1, 64, 128, 256, 384, 512, 640, 1024):
         for k in range(8):
-            for sign in (1.0, -1.0):
+            for scale in (1.0, -1.0, 2.0**-20, -(2.0**-20)):
                 # a b = 2^-24 (1 - m^2 2^-46), that is 2^-24 less m^2 2^-18 last bits of 1.
-                a.append(sign * (1 + m * 2.0**-23))
+                a.append(scale * (1 + m * 2.0**-23))
                 b.append(2.0**-24 * (1 - m * 2.0**-23))
-                c.append(1 + k * 2.0**-23)
+                c.append(abs(scale) * (1 + k * 2.0**-23))
     operands = [np.array(values, np.float32) for values in (a, b, c)]
     got = operate("fma.rn.f32 %d, %a, %b, %c;", "f32", *operands)
     want = [
