@@ -26,6 +26,8 @@ GROUP_COLUMNS = 128
 GROUP_BYTES = 32
 PLANE_COLUMNS = 32
 CODES_PER_BYTE = 4
+ZERO_WEIGHTS = 0x55
+"""A byte of four weights 0 (codes 1)."""
 CODES_ALLOWED = "codes 0, 1 and 2 (weights -1, 0 and 1)"
 SMALLEST_MAGNITUDE = 1e-5
 """Lower bound of a mean or maximum magnitude before it divides (transformers, BitNet)."""

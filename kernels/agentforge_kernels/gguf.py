@@ -19,6 +19,7 @@ from agentforge_kernels.errors import KernelInputError
 from agentforge_kernels.format import (
     CODES_ALLOWED,
     CODES_PER_BYTE,
+    ZERO_WEIGHTS,
     PackedTernary,
     has_code_3,
     pack_codes,
@@ -108,7 +109,7 @@ def from_tq2_0(data: Tensor, columns: int) -> PackedTernary:
 
 def _holds_weights(codes: Tensor) -> Tensor:
     """Which blocks are not all zero: uint8 ``[rows, blocks, 64]`` -> bool ``[rows, blocks]``."""
-    return (codes != 0x55).any(dim=-1)
+    return (codes != ZERO_WEIGHTS).any(dim=-1)
 
 
 def _common_scale(block_scale: Tensor, holds_weights: Tensor) -> Tensor:

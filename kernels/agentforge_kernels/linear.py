@@ -13,6 +13,7 @@ from agentforge_kernels.arguments import check_type
 from agentforge_kernels.errors import KernelInputError
 from agentforge_kernels.format import (
     FORMAT_VERSION,
+    ZERO_WEIGHTS,
     PackedTernary,
     check_scale,
     padded,
@@ -22,8 +23,6 @@ from agentforge_kernels.format import pack as pack_ternary
 from agentforge_kernels.gradient import dense_weight
 from agentforge_kernels.native_call import is_watched
 from agentforge_kernels.prepared import PreparedTernary, prepare, prepare_in_order
-
-_FOUR_ZERO_WEIGHTS = 0x55
 
 
 class _Ready(NamedTuple):
@@ -88,7 +87,7 @@ class TernaryLinear(nn.Module):
         self.zero_activations = zero_activations
         shape = out_features, padded(in_features) // 4
         self.register_buffer(
-            "codes", torch.full(shape, _FOUR_ZERO_WEIGHTS, dtype=torch.uint8, device=device)
+            "codes", torch.full(shape, ZERO_WEIGHTS, dtype=torch.uint8, device=device)
         )
         self.register_buffer("scale", torch.ones(1, dtype=torch.float32, device=device))
         zeros = torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from agentforge_kernels import int8
 from agentforge_kernels.backend import Activations, Layout
 from agentforge_kernels.errors import BackendUnavailableError, KernelInputError
 from agentforge_kernels.format import CODES_PER_BYTE, padded
 from agentforge_kernels.layouts import tile_layout
 from agentforge_kernels.native import extension, unavailable_reason
 from agentforge_kernels.native.threads import default_threads
+from agentforge_kernels.native_call import ELEMENT_TYPES
 from agentforge_kernels.sparse import MOST_COLUMNS, TILE_BYTES, tile_grid
-
-MOST_INT8_COLUMNS = (1 << 17) - 1
-"""Above, a sum of int8 products (at most 2^14 a column) could leave 32 bits."""
 
 _START_FAULT, _INDEX_FAULT = -2, -3
 """What the extension answers for the index of a block-sparse matrix that is not one."""
 _CPU = torch.device("cpu")
-_ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class NativeBackend:
@@ -103,7 +101,7 @@ class NativeBackend:
         """int8 ``[rows, columns]`` to lanes, uint8 ``[bytes]``."""
         weight = _matrix("weight", weight, torch.int8)
         rows, columns = weight.shape
-        _check_columns(columns, MOST_INT8_COLUMNS)
+        _check_columns(columns, int8.MOST_COLUMNS)
         lanes = _new(self._extension.lanes_bytes(rows, columns), dtype=torch.uint8)
         self._extension.pack_lanes(weight.data_ptr(), rows, columns, lanes.data_ptr())
         return lanes, "lanes"
@@ -124,7 +122,7 @@ class NativeBackend:
         total = _new(tokens, dtype=torch.int32)
         self._extension.quantize(
             x.data_ptr(),
-            _ELEMENT_TYPES[x.dtype],
+            ELEMENT_TYPES[x.dtype],
             _address(norm_weight),
             epsilon,
             tokens,
@@ -196,7 +194,7 @@ class NativeBackend:
         output = _new(x.shape[0], rows, dtype=torch.float32)
         self._extension.dense_linear_fused(
             x.data_ptr(),
-            _ELEMENT_TYPES[x.dtype],
+            ELEMENT_TYPES[x.dtype],
             _address(norm_weight),
             epsilon,
             x.shape[0],
@@ -318,7 +316,7 @@ class NativeBackend:
         _check_layout(layout, "lanes")
         q, scale, total = _activations(activations, columns)
         _check_rows(rows)
-        _check_columns(columns, MOST_INT8_COLUMNS)
+        _check_columns(columns, int8.MOST_COLUMNS)
         weight = _on_cpu("weight", weight, torch.uint8)
         _check_size("weight", weight, self._extension.lanes_bytes(rows, columns))
         row_scale, residual = _epilogue(row_scale, residual, q.shape[0], rows)
@@ -380,7 +378,7 @@ def _matrix(argument: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _floating(x: Tensor, columns: int | None = None) -> Tensor:
-    if x.dtype not in _ELEMENT_TYPES or x.ndim != 2 or x.shape[1] == 0:
+    if x.dtype not in ELEMENT_TYPES or x.ndim != 2 or x.shape[1] == 0:
         raise KernelInputError(
             "x",
             f"{x.dtype} of shape {list(x.shape)}",

@@ -25,7 +25,8 @@ Product = Callable[[int, int, int, float, int, int, int], int]
 """Addresses and numbers ``(x, element type, norm weight, epsilon, tokens, residual, output)``:
 fills the output and answers the first token that holds NaN or infinity, or -1."""
 
-_ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+ELEMENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""The extension's numbers for the dtypes of activations."""
 _CPU = torch.device("cpu")
 
 
@@ -51,7 +52,7 @@ def bind(rows: int, columns: int, dense: Product, sparse: Sequence[SparseProduct
         shape. It raises :class:`KernelInputError` for NaN and infinity in ``x``. ``bias`` is
         float32 ``[rows]``, added last.
     """
-    element_type = _ELEMENT_TYPES.get
+    element_type = ELEMENT_TYPES.get
     empty, float32, strided = torch.empty, torch.float32, torch.strided
     most_tokens = sparse[-1].most_tokens if sparse else 0
 

@@ -18,11 +18,11 @@ from agentforge_kernels import dispatch, layouts, native_call, thresholds
 from agentforge_kernels.arena import place_consecutively
 from agentforge_kernels.backend import Backend
 from agentforge_kernels.errors import KernelInputError
-from agentforge_kernels.format import PackedTernary
+from agentforge_kernels.format import ZERO_WEIGHTS, PackedTernary
 from agentforge_kernels.layouts import LaidOut, dense_layout
 from agentforge_kernels.sparse import to_block_sparse, to_columns
 
-_ZERO_WEIGHTS = 0x5555555555555555
+_EIGHT_ZERO_BYTES = int.from_bytes(bytes([ZERO_WEIGHTS] * 8), "little")
 """Thirty-two weights 0; a tile is 32 such words, in whatever order a panel keeps them."""
 _TILE_WORDS = 32
 
@@ -121,7 +121,7 @@ def _sparse_products(
     assert isinstance(backend, NativeBackend)
     rows, columns, size = packed.rows, packed.columns, packed.codes.nbytes
     words = panels.view(torch.int64).view(-1, _TILE_WORDS)
-    zero_tiles = float((words == _ZERO_WEIGHTS).all(dim=1).double().mean())
+    zero_tiles = float((words == _EIGHT_ZERO_BYTES).all(dim=1).double().mean())
     zeros = f"{zero_tiles:.0%} of the tiles and {zero_activations:.0%} of the activations are zero"
     left_out = thresholds.share_of_columns_left_out(zero_activations, rows)
     lost = thresholds.share_lost_to_a_call(size)

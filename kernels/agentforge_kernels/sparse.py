@@ -25,6 +25,7 @@ from agentforge_kernels.format import (
     CODES_PER_BYTE,
     GROUP_BYTES,
     GROUP_COLUMNS,
+    ZERO_WEIGHTS,
     PackedTernary,
     check_codes,
     check_device,
@@ -43,8 +44,6 @@ WORD_BYTES = 4
 MOST_COLUMNS = 1 << 22
 """Above, a sum of codes times activations (at most 256 a column) could leave 32 bits."""
 
-_ZERO_WEIGHTS = 0x55
-"""Four codes 1."""
 _PLANES = GROUP_COLUMNS // GROUP_BYTES
 _TILES_A_PLANE = GROUP_BYTES // TILE_COLUMNS
 _TILES_A_GROUP = _PLANES * _TILES_A_PLANE
@@ -145,7 +144,7 @@ def to_block_sparse(packed: PackedTernary) -> BlockSparseTernary:
         KernelInputError: More than 2^22 columns, which no kernel multiplies exactly.
     """
     grid = _all_tiles(packed)
-    stored = (grid != _ZERO_WEIGHTS).any(dim=-1)
+    stored = (grid != ZERO_WEIGHTS).any(dim=-1)
     start = torch.zeros(grid.shape[0] + 1, dtype=torch.int32, device=grid.device)
     start[1:] = stored.sum(dim=1).cumsum(dim=0)
     return BlockSparseTernary(
@@ -189,7 +188,7 @@ def from_columns(columns: ColumnTernary) -> PackedTernary:
 
 def zero_tile_share(packed: PackedTernary) -> float:
     """Share of the 64 x 16 tiles that are zero, 0 to 1: what block sparsity would leave out."""
-    return float((_all_tiles(packed) == _ZERO_WEIGHTS).all(dim=-1).double().mean())
+    return float((_all_tiles(packed) == ZERO_WEIGHTS).all(dim=-1).double().mean())
 
 
 def _all_tiles(packed: PackedTernary) -> Tensor:
@@ -207,7 +206,7 @@ def _all_tiles(packed: PackedTernary) -> Tensor:
     ).view(rows, -1, WORD_BYTES)[:, :column_groups]
     whole = torch.full(
         (row_blocks * TILE_ROWS, column_groups, WORD_BYTES),
-        _ZERO_WEIGHTS,
+        ZERO_WEIGHTS,
         dtype=torch.uint8,
         device=device,
     )
@@ -222,7 +221,7 @@ def _words(tiles: Tensor, index: Tensor, start: Tensor, rows: int, columns: int)
     column_groups = padded(columns) // TILE_COLUMNS
     grid = torch.full(
         (row_blocks, column_groups, TILE_BYTES),
-        _ZERO_WEIGHTS,
+        ZERO_WEIGHTS,
         dtype=torch.uint8,
         device=tiles.device,
     )
@@ -301,7 +300,7 @@ def _check_tile_padding(sparse: BlockSparseTernary) -> None:
     inside_rows, inside_columns = sparse.rows % TILE_ROWS, sparse.columns % TILE_COLUMNS
     if inside_rows:
         last = sparse.tiles[int(sparse.start[row_blocks - 1]) :]
-        if bool((last[:, inside_rows * WORD_BYTES :] != _ZERO_WEIGHTS).any()):
+        if bool((last[:, inside_rows * WORD_BYTES :] != ZERO_WEIGHTS).any()):
             raise KernelInputError(
                 "tiles", "padding that is not weight 0", f"weight 0 beyond row {sparse.rows - 1}"
             )

@@ -211,8 +211,9 @@ def test_more_tokens_than_the_scratch_holds_at_once(level: int, threads: int) ->
 
 
 @all_levels
-def test_more_columns_than_scaled_fields_can_sum(level: int) -> None:
-    columns = 262144 + 40  # sums of fields scaled by 64 are only safe up to 262,144
+@pytest.mark.parametrize("columns", [65536, 65537, 262144 + 40])
+def test_more_columns_than_scaled_fields_can_sum(level: int, columns: int) -> None:
+    # Up to 65,536 columns fields stay where they are in their byte, scaled by up to 64.
     q = torch.full((1, columns), -128, dtype=torch.int8)
     weights = torch.ones(2, columns, dtype=torch.int8)
     weights[1] = -1

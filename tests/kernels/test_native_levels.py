@@ -109,7 +109,9 @@ def test_ragged_shapes_equal_the_reference(
 
 # A group is 16 columns. int16 sums are widened after 8 groups (128 columns) or 16 (256), and a
 # tile's block ends after 512 columns; each with a column more and one less.
-BOUNDARIES = [112, 127, 128, 129, 255, 256, 257, 511, 512, 513, 4096, 16384]
+# 64 columns: AVX2 widens its sums in a matvec; 1,024: a block of a product with many tokens ends.
+BOUNDARIES = [63, 64, 65, 112, 127, 128, 129, 255, 256, 257, 511, 512, 513]
+BOUNDARIES += [1023, 1024, 1025, 2049, 4096, 16384]
 
 
 @every_level

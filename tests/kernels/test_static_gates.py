@@ -31,6 +31,7 @@ def changed(tallied: Tally, **kinds: int) -> Tally:
 
 LOOP: dict[str, Callable[[Tally], Tally]] = {
     "narrower than 128": lambda loop: dataclasses.replace(loop, loads={16: 4, 4: 1}),
+    "bytes loaded in the hot loop": lambda loop: dataclasses.replace(loop, loads={16: 4}),
     "no loads": lambda loop: dataclasses.replace(loop, loads={}),
     "barriers": lambda loop: changed(loop, barrier=1),
     "shared memory in the hot loop": lambda loop: changed(loop, shared=2),
@@ -48,6 +49,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "no block fits": {"occupancy": Occupancy(0, 0, 0.0, "shared memory")},
     "no loop": {"loop": None},
     "does not say how many weights": {"items_per_thread": None},
+    "does not say how many bytes": {"loaded_bytes_per_item": None},
     "four-byte dot products": {"items_per_thread": 48.0},
 }
 
@@ -98,11 +100,21 @@ def test_a_masked_kernel_may_take_a_tenth_more(good: StaticReport) -> None:
 def test_an_unrolled_loop_is_counted_for_all_its_trips(good: StaticReport) -> None:
     assert good.loop is not None
     twice = dataclasses.replace(
-        changed(good.loop, dot4=32), instructions=2 * good.loop.instructions
+        changed(good.loop, dot4=32), instructions=2 * good.loop.instructions, loads={16: 10}
     )
     unrolled = dataclasses.replace(good, loop=twice, unrolled=2)
     assert unrolled.instructions_per_item == good.instructions_per_item
     assert gates.absolute_failures(unrolled) == []
+
+
+def test_products_taken_twice_do_not_pass_for_an_unrolled_loop(good: StaticReport) -> None:
+    case = probes.gemv_case("doubled", probes.doubled_products_gemv, targets=("sm_75", "gfx942"))
+    for target in case.targets:
+        report = probes.report_of(case, target)
+        assert report.loop is not None
+        assert report.loop.count("dot4") >= 32
+        (failure,) = (text for text in gates.absolute_failures(report) if "bytes loaded" in text)
+        assert "doubled on" in failure
 
 
 GEMM: dict[str, tuple[str, dict[Kind, int], dict[Kind, int]]] = {

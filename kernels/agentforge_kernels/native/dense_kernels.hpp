@@ -31,7 +31,7 @@ using QuantizeRow = float (*)(const FloatInput& input, int64_t token, int64_t pa
 
 // One token times panels [panel_begin, panel_end). `panels` is the whole matrix, `q` holds 16 * groups
 // int8, `epilogue` starts at this token. At most kMostMatvecGroups groups, so that sums of codes scaled
-// by up to 64 (fields masked, not shifted) stay below 2^31: 2 * 64 * 128 * 65,536 = 1.07e9.
+// by up to 64 (masked where they stand in their byte) stay below 2^31: 2 * 64 * 128 * 65,536 = 1.07e9.
 using DenseMatvec = void (*)(const uint8_t* panels, int64_t groups, const int8_t* q, int32_t sum,
                              float scale, const Epilogue& epilogue, int64_t panel_begin,
                              int64_t panel_end);

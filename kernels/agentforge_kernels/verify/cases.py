@@ -27,11 +27,15 @@ class Work:
         items_per_trip: Weights (or elements) consumed in a trip of the hot loop.
         bytes_per_item: Bytes read from device memory an item: 0.25 for two-bit weights.
         item: What an item is, for the report.
+        loaded_bytes_per_item: Bytes the threads of a matvec load an item, in registers: its weights
+            and its share of the activations, which several rows of a thread may share. ``gates``
+            holds the machine code against it; without it a matvec misses its gates.
     """
 
     items_per_trip: int
     bytes_per_item: float = 0.25
     item: str = "weight"
+    loaded_bytes_per_item: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

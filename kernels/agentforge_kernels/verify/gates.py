@@ -89,6 +89,17 @@ def _gemv_failures(report: StaticReport) -> list[str]:
         failures.append(
             f"{loop.count('dot4')} four-byte dot products in the hot loop; expected: {expected}"
         )
+    if report.loaded_bytes_per_item is None:
+        failures.append("the case does not say how many bytes a trip loads")
+    else:
+        # Twice the products make a loop look unrolled twice; then it must load twice as much, too.
+        trips = report.items_per_thread * report.unrolled
+        expected_bytes = round(trips * report.loaded_bytes_per_item)
+        if loop.load_bytes != expected_bytes:
+            failures.append(
+                f"{loop.load_bytes} bytes loaded in the hot loop; expected for {trips:g} weights: "
+                f"{expected_bytes}"
+            )
     if report.target == "sm_75":
         failures += _turing_gemv_failures(report)
     return failures
@@ -118,8 +129,8 @@ def _gemm_failures(report: StaticReport) -> list[str]:
         return ["no loop found: nothing to hold the hot loop's gates against"]
     loop = report.loop
     if report.target == "sm_75":
-        # Triton has no matrix instructions there, and half precision would be 1/16 of fp32's
-        # accuracy at FFMA speed: the product must be exact in fp32.
+        # Triton has no matrix instructions there. Half precision would be no faster than fp32 and
+        # round sums beyond 2,048: the product must be exact in fp32.
         if not loop.count("float_multiply_add"):
             failures.append(
                 "no float32 multiply-adds in the hot loop; expected the exact fp32 product"

@@ -93,6 +93,8 @@ def _int8_gemv_case(variant: GemvVariant, even: bool) -> KernelCase:
             rows_a_program * config.block_quads * 16 * together,
             1.0 / together,
             "weight" if together == 1 else "weight and token",
+            # A weight serves every token, an activation every row of a thread.
+            1 / together + 1 / config.rows_per_thread,
         ),
         # With several tokens a weight is more than one product, which the gates of a matvec count.
         role="other" if together > 1 else "gemv" if even else "masked_gemv",

@@ -116,7 +116,10 @@ def _gemv_case(config: GemvConfig, even: bool, targets: tuple[str, ...]) -> Kern
         build=_matmul_build(names, True, 1, rows, columns, not even),
         check=check_totals if split else check_matmul,
         targets=targets,
-        work=Work(block_rows * config.block_words * 16),
+        work=Work(
+            block_rows * config.block_words * 16,
+            loaded_bytes_per_item=0.25 + 1 / config.rows_per_thread,
+        ),
         role="gemv" if even else "masked_gemv",
         num_warps=config.num_warps,
     )

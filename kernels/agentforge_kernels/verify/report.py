@@ -63,6 +63,7 @@ class StaticReport:
     item: str
     items_per_thread: float | None
     bytes_per_item: float
+    loaded_bytes_per_item: float | None
     unrolled: int
 
     @property
@@ -175,6 +176,7 @@ def _report(case: KernelCase, compiled: aot.CompiledCase, code: list[Instruction
         item=case.work.item if case.work else "",
         items_per_thread=items,
         bytes_per_item=case.work.bytes_per_item if case.work else 0.0,
+        loaded_bytes_per_item=case.work.loaded_bytes_per_item if case.work else None,
         unrolled=max(unrolled, _repeated_products(case, counted, items)),
     )
 
@@ -184,6 +186,7 @@ def _repeated_products(case: KernelCase, loop: Tally | None, items: float | None
 
     A dot product takes four items (a batch counts a weight once for each token), so one trip has a
     quarter as many, and some more for corrections. Only a matvec's items are sure to be counted so.
+    That the products are not merely doubled, ``gates`` sees from the bytes loaded.
     """
     alone = case.role in ("gemv", "masked_gemv")
     if loop is None or not items or not (alone or "token" in (case.work.item if case.work else "")):
