@@ -24,8 +24,10 @@ $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 demo: $(INSTALLED)
 	$(BIN)/agentforge-tui --batch --preset $(PRESET) --set seed=$(SEED)
 
+# A worker for each core, up to four; a file stays with one worker, for what its tests share.
+TEST_WORKERS := -n auto --maxprocesses 4 --dist loadfile
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_WORKERS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -46,7 +48,7 @@ $(NEWEST_INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 
 test-newest-triton: $(NEWEST_INSTALLED)
 	$(NEWEST)/bin/python -c 'import triton; print("triton", triton.__version__)'
-	$(NEWEST)/bin/python -m pytest tests/kernels
+	$(NEWEST)/bin/python -m pytest $(TEST_WORKERS) tests/kernels
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.bench_training
@@ -74,7 +76,7 @@ sanitize: $(INSTALLED)
 	AGENTFORGE_TEST_EXTENSION="$$(echo $(abspath $(SANITIZED))/_extension*.so)" \
 	$(BIN)/python -m pytest -p tests.kernels.sanitized_extension -p no:cacheprovider \
 		tests/kernels/test_native_dense.py tests/kernels/test_native_quantize.py \
-		tests/kernels/test_native_levels.py \
+		tests/kernels/test_native_levels.py tests/kernels/test_forms.py tests/kernels/test_linear.py \
 		$(wildcard tests/kernels/test_native_*sparse*.py tests/kernels/test_native_int8*.py)
 
 clean:

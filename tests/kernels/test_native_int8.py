@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 from agentforge_kernels.errors import KernelInputError
-from agentforge_kernels.native_backend import MOST_INT8_COLUMNS, NativeBackend
+from agentforge_kernels.int8 import MOST_COLUMNS
+from agentforge_kernels.native_backend import NativeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -69,10 +70,10 @@ def test_extreme_sums_are_exact(columns: int) -> None:
 
 
 def test_the_most_columns_allowed_are_exact() -> None:
-    weight = torch.full((2, MOST_INT8_COLUMNS), -128, dtype=torch.int8)
+    weight = torch.full((2, MOST_COLUMNS), -128, dtype=torch.int8)
     weight[1] = 127
     for tokens in (1, 2):
-        output = check(torch.full((tokens, MOST_INT8_COLUMNS), -128, dtype=torch.int8), weight)
+        output = check(torch.full((tokens, MOST_COLUMNS), -128, dtype=torch.int8), weight)
     assert float(output[0, 0]) > 0.0099 * 2**31  # the accumulator is 2^31 - 2^14, the scale 0.01
 
 
@@ -191,11 +192,11 @@ def test_arguments_are_refused_by_name() -> None:
         backend.lay_out_int8(weight.flatten())
     with pytest.raises(KernelInputError, match="weight: torch.float32"):
         backend.lay_out_int8(weight.float())
-    too_wide = torch.zeros(1, dtype=torch.int8).expand(1, MOST_INT8_COLUMNS + 1)
+    too_wide = torch.zeros(1, dtype=torch.int8).expand(1, MOST_COLUMNS + 1)
     with pytest.raises(KernelInputError, match="columns: 131072; allowed: 1 to 131071"):
         backend.lay_out_int8(too_wide)
     with pytest.raises(KernelInputError, match="columns: 131072"):
-        multiply(activations_of(too_wide), lanes, layout, scale, None, 70, MOST_INT8_COLUMNS + 1)
+        multiply(activations_of(too_wide), lanes, layout, scale, None, 70, MOST_COLUMNS + 1)
 
 
 def test_no_tokens_give_an_empty_result() -> None:
