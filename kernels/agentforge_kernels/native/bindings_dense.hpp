@@ -45,7 +45,7 @@ static inline DenseCall dense_call(const DenseKernels& kernels, uintptr_t panels
           threads};
 }
 
-static inline int64_t dense_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
+AGENTFORGE_ENTRY int64_t dense_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
                                    uintptr_t activation_sum, int64_t tokens, uintptr_t panels,
                                    uintptr_t weight_scale, bool scale_per_row, uintptr_t residual,
                                    uintptr_t output, int64_t rows, int64_t columns, int threads) {
@@ -56,7 +56,7 @@ static inline int64_t dense_linear(uintptr_t q, int64_t q_stride, uintptr_t acti
                                  pointer<const int32_t>(activation_sum)});
 }
 
-static inline int64_t dense_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
+AGENTFORGE_ENTRY int64_t dense_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
                                          int64_t tokens, uintptr_t panels, uintptr_t weight_scale,
                                          bool scale_per_row, uintptr_t residual, uintptr_t output,
                                          int64_t rows, int64_t columns, int threads) {
@@ -66,7 +66,7 @@ static inline int64_t dense_linear_fused(uintptr_t x, int type, uintptr_t norm_w
                   FloatInput{pointer<const void>(x), type, columns, pointer<const float>(norm_weight), epsilon});
 }
 
-static inline void quantize(uintptr_t x, int type, uintptr_t norm_weight, double epsilon, int64_t tokens,
+AGENTFORGE_ENTRY void quantize(uintptr_t x, int type, uintptr_t norm_weight, double epsilon, int64_t tokens,
                             int64_t columns, uintptr_t q, int64_t q_stride, uintptr_t scale, uintptr_t sum,
                             int threads) {
   const LongCall long_call(tokens * columns * 50);

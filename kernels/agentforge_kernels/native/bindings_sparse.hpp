@@ -27,7 +27,7 @@ static inline QuantizedInput quantized_input(uintptr_t q, int64_t q_stride, uint
   return {pointer<const int8_t>(q), q_stride, pointer<const float>(scale), pointer<const int32_t>(sum)};
 }
 
-static inline int64_t block_sparse_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
+AGENTFORGE_ENTRY int64_t block_sparse_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
                                           uintptr_t activation_sum, int64_t tokens, uintptr_t tiles,
                                           uintptr_t index, uintptr_t start, int64_t count,
                                           uintptr_t weight_scale, bool scale_per_row, uintptr_t residual,
@@ -50,7 +50,7 @@ static inline int64_t block_sparse_linear(uintptr_t q, int64_t q_stride, uintptr
   return multiply(call, quantized_input(q, q_stride, activation_scale, activation_sum));
 }
 
-static inline int64_t activation_sparse_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
+AGENTFORGE_ENTRY int64_t activation_sparse_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
                                                uintptr_t activation_sum, int64_t tokens, uintptr_t blocks,
                                                uintptr_t weight_scale, bool scale_per_row,
                                                uintptr_t residual, uintptr_t output, int64_t rows,
@@ -77,7 +77,7 @@ static inline QuantizedTokens quantize_on_the_way(uintptr_t x, int type, uintptr
 
 static inline uintptr_t address(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
 
-static inline int64_t block_sparse_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
+AGENTFORGE_ENTRY int64_t block_sparse_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
                                                 int64_t tokens, uintptr_t tiles, uintptr_t index, uintptr_t start,
                                                 int64_t count, uintptr_t weight_scale, bool scale_per_row,
                                                 uintptr_t residual, uintptr_t output, int64_t rows,
@@ -87,7 +87,7 @@ static inline int64_t block_sparse_linear_fused(uintptr_t x, int type, uintptr_t
                              count, weight_scale, scale_per_row, residual, output, rows, columns, threads);
 }
 
-static inline int64_t activation_sparse_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
+AGENTFORGE_ENTRY int64_t activation_sparse_linear_fused(uintptr_t x, int type, uintptr_t norm_weight, double epsilon,
                                                      int64_t tokens, uintptr_t blocks, uintptr_t weight_scale,
                                                      bool scale_per_row, uintptr_t residual, uintptr_t output,
                                                      int64_t rows, int64_t columns, int threads) {
@@ -96,7 +96,7 @@ static inline int64_t activation_sparse_linear_fused(uintptr_t x, int type, uint
                                   weight_scale, scale_per_row, residual, output, rows, columns, threads);
 }
 
-static inline int64_t int8_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
+AGENTFORGE_ENTRY int64_t int8_linear(uintptr_t q, int64_t q_stride, uintptr_t activation_scale,
                                   uintptr_t activation_sum, int64_t tokens, uintptr_t lanes,
                                   uintptr_t row_scale, uintptr_t residual, uintptr_t output, int64_t rows,
                                   int64_t columns, int threads) {

@@ -28,15 +28,21 @@
   AGENTFORGE_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define AGENTFORGE_TARGET_END AGENTFORGE_PRAGMA(clang attribute pop)
 #define AGENTFORGE_UNROLL AGENTFORGE_PRAGMA(clang loop unroll(full))
+#define AGENTFORGE_OPTIMIZE_MORE
+#define AGENTFORGE_OPTIMIZE_END
 #else
 #define AGENTFORGE_TARGET(isa) AGENTFORGE_PRAGMA(GCC push_options) AGENTFORGE_PRAGMA(GCC target(isa))
 #define AGENTFORGE_TARGET_END AGENTFORGE_PRAGMA(GCC pop_options)
 #define AGENTFORGE_UNROLL AGENTFORGE_PRAGMA(GCC unroll 16)
+#define AGENTFORGE_OPTIMIZE_MORE AGENTFORGE_PRAGMA(GCC push_options) AGENTFORGE_PRAGMA(GCC optimize("O3"))
+#define AGENTFORGE_OPTIMIZE_END AGENTFORGE_PRAGMA(GCC pop_options)
 #endif
 #define AGENTFORGE_TARGET_AVX2 AGENTFORGE_TARGET("avx2,fma,f16c")
 #define AGENTFORGE_TARGET_AVXVNNI AGENTFORGE_TARGET("avx2,fma,f16c,avxvnni")
 #define AGENTFORGE_TARGET_AVX512VNNI \
   AGENTFORGE_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+// Entry points: one copy of a call, although Python and the benchmark both make it.
+#define AGENTFORGE_ENTRY static __attribute__((noinline))
 #define AGENTFORGE_INLINE inline __attribute__((always_inline))
 
 namespace agentforge {

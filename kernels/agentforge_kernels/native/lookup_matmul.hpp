@@ -15,6 +15,7 @@
 #include "dense_kernels.hpp"
 #include "pack.hpp"
 
+AGENTFORGE_OPTIMIZE_MORE
 namespace agentforge {
 
 namespace lookup {
@@ -196,3 +197,4 @@ static void multiply(const MatmulCall& call) {
 
 }  // namespace lookup
 }  // namespace agentforge
+AGENTFORGE_OPTIMIZE_END

@@ -4,6 +4,7 @@
 #include "portable.hpp"
 #include "sparse_kernels.hpp"
 
+AGENTFORGE_OPTIMIZE_MORE
 namespace agentforge::portable {
 
 static void sum_groups(const int8_t* q, int64_t groups, int32_t* sums, int64_t stride) {
@@ -90,3 +91,4 @@ static void column_matvec(const ColumnMatvecCall& call) {
 static const SparseKernels sparse_kernels = {sum_groups, block_matvec, list_columns, column_matvec};
 
 }  // namespace agentforge::portable
+AGENTFORGE_OPTIMIZE_END
