@@ -142,6 +142,28 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDone(Event):
+    """One generation of the merge search; fitness is relative to the parents' mean of 1."""
+
+    phase: str
+    generation: int
+    generations: int
+    best_fitness: float
+    avg_fitness: float
+    worst_fitness: float
+    fitness_std: float
+    champion_fitness: float
+    """Best fitness of any member so far."""
+    diversity: float
+    """Mean pairwise cosine distance of the population's deltas from the base."""
+    best_combo: str
+    """Three digits: interpolation, task arithmetic, selection."""
+    wall_s: float
+    extra: dict[str, float] = field(default_factory=dict)
+    """Further metrics under their W&B names, such as ``evolution/combo_101_count``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalDone(Event):
     """One measured figure with its provenance."""
 

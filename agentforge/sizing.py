@@ -260,8 +260,11 @@ def phase_disk_bytes(phase: PhaseName, n_params: int, keep_last: int, ablations:
 
     Phase 1: the base, three specialists and the ablated controls as weights, `keep_last`
     checkpoints, the best one and the one being written, and 32 MiB of events, tables and reports.
-    The later phases write at most as many models and checkpoints.
+    Phase 2: the champion and its control; its checkpoints are recipes, and those of the control
+    take the place of Phase 1's. The later phases write at most as much as Phase 1.
     """
     weights = 4 * n_params + 65_536
+    if phase == "evomerge":
+        return 2 * weights + 32 * 2**20
     models = 4 + (ablations if phase == "cognate" else 0)
     return models * weights + (keep_last + 2) * checkpoint_bytes(n_params) + 32 * 2**20

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 PhaseName = Literal["cognate", "evomerge", "quietstar", "bitnet"]
 PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar", "bitnet")
-BUILT_PHASES: tuple[PhaseName, ...] = ("cognate",)
+BUILT_PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge")
 """The phases this version contains."""
 
 Specialty = Literal["reasoning", "memory", "speed"]
@@ -279,6 +279,118 @@ class CognateConfig(Section):
         return self
 
 
+class EvoMergeConfig(Section):
+    """Phase 2: three models of one base become one, by searching over recipes of merges."""
+
+    models: tuple[str, ...] = Field(
+        (), description="Three model files to merge; empty: the specialists of this run's Phase 1."
+    )
+    base: str | None = Field(
+        None, description="File of the base they branched from; needed with models."
+    )
+    require_common_base: bool = Field(
+        True, description="Refuse models that name another base, or whose midpoint loses too much."
+    )
+    max_barrier: float = Field(
+        0.5,
+        ge=0,
+        description="Loss of a midpoint above the straight line between two models, nats per "
+        "token, above which they are not of one basin (measured: branches of a base below 0.1, "
+        "two bases of different seeds above 1).",
+    )
+    generations: int = Field(50, ge=0, le=10_000, description="Generations after the first eight.")
+    population: int = Field(8, ge=8, le=64, description="Members; the first eight are the combos.")
+    scheme: Literal["elites", "six_and_two", "keep_six"] = Field(
+        "elites",
+        description="Who follows: two elites stay, mutants and two loser-merges are made; or the "
+        "documents' six mutants of the best two and two loser-merges (nobody stays); or the best "
+        "six stay and two loser-merges are made.",
+    )
+    density: float = Field(
+        0.9, gt=0, le=1, description="First share DARE or TIES keeps (documented: .1 and .2)."
+    )
+    scale: float = Field(1.0, ge=0, le=3, description="First factor of the merged delta.")
+    strength: Share = Field(
+        0.2, description="First share of the result that selection replaces (documented: 1)."
+    )
+    blend: Share = Field(0.5, description="Share of stage 2 in its mean with stage 1.")
+    chain: bool = Field(
+        False, description="The documents' literal chain: stage 2 takes deltas from stage 1."
+    )
+    sigma: float = Field(
+        0.15,
+        gt=0,
+        le=1,
+        description="First step of a mutation (documented: .01 on 1 % of weights).",
+    )
+    least_sigma: float = Field(0.04, gt=0, le=1, description="Smallest step it falls to.")
+    most_sigma: float = Field(0.3, gt=0, le=1, description="Largest step it rises to.")
+    mutation_rate: Share = Field(0.5, description="Share of the merge weights a mutation moves.")
+    slot_rate: Share = Field(0.2, description="Chance that a mutation takes one block elsewhere.")
+    flip_rate: Share = Field(0.15, description="Chance that it changes one technique.")
+    search_items: int = Field(
+        0, ge=0, description="Items per skill of the search split a member is measured on; 0: all."
+    )
+    race_items: int = Field(
+        50, ge=0, description="Items per skill that decide whether the others are run; 0: all are."
+    )
+    race_margin: float = Field(
+        0.02,
+        ge=0,
+        description="Fitness on those items below the worse elite's at which a child is dropped.",
+    )
+    patience: int = Field(
+        5, ge=0, description="Generations without a change that end the search; 0: never."
+    )
+    least_change: float = Field(
+        0.001, ge=0, description="Relative gain over `patience` generations that counts as one."
+    )
+    least_generations: int = Field(10, ge=0, description="No early end before this generation.")
+    target_gain: float = Field(
+        0.0,
+        ge=0,
+        description="Gain over the parents' mean that ends the search; 0: none "
+        "(documented variant: .3).",
+    )
+    diversity_warn: Share = Field(
+        0.25, description="Population diversity, as a share of generation 0's, that is told."
+    )
+    diversity_act: Share = Field(
+        0.2, description="The same, below which something is done about it."
+    )
+    diversity_interval: int = Field(5, ge=1, description="Generations between two looks at it.")
+    rescore: int = Field(5, ge=1, description="Best members measured again on the re-score split.")
+    control_steps: int = Field(
+        -1,
+        ge=-1,
+        description="Steps of the multi-task control trained from the base; -1: as many as the "
+        "three specialists together, 0: no control.",
+    )
+    workers: int = Field(
+        0, ge=0, le=256, description="Processes that measure members; 0: one a core, at most eight."
+    )
+    data_flow_steps: int = Field(
+        0, ge=0, description="Steps of the data-flow search (Sakana's layer paths); 0: not run."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvoMergeConfig:
+        if self.models and len(self.models) != 3:
+            raise ValueError(f"models names {len(self.models)} files; exactly three are merged")
+        if bool(self.models) != (self.base is not None):
+            raise ValueError("models and base belong together: give both or none")
+        if not self.least_sigma <= self.sigma <= self.most_sigma:
+            raise ValueError(
+                f"sigma {self.sigma} is not between least_sigma {self.least_sigma} and "
+                f"most_sigma {self.most_sigma}"
+            )
+        if self.diversity_act > self.diversity_warn:
+            raise ValueError(
+                f"diversity_act {self.diversity_act} is above diversity_warn {self.diversity_warn}"
+            )
+        return self
+
+
 class GateConfig(Section):
     """Thresholds of the success metrics, and which ones this run does not show."""
 
@@ -293,6 +405,16 @@ class GateConfig(Section):
     gsm8k: Share = Field(0.10, description="GSM8K exact match (documented; not reachable at 25M).")
     training_hours: float = Field(30.0, gt=0, description="Wall-clock hours of Phase 1.")
     storage_gb: float = Field(10.0, gt=0, description="Disk used by Phase 1, in 10^9 bytes.")
+    merge_gain: float = Field(
+        0.2, ge=0, description="Phase 2: the champion's gain over the mean of its parents."
+    )
+    parents_of_base: float = Field(
+        0.6, ge=0, description="Mean of the parents as a share of the base: they forgot too much."
+    )
+    parent_diversity: float = Field(
+        0.3, ge=0, description="Mean cosine distance of the parents' deltas from the base."
+    )
+    evolution_hours: float = Field(2.0, gt=0, description="Wall-clock hours of Phase 2.")
 
 
 class ResourceConfig(Section):
@@ -369,6 +491,7 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     cognate: CognateConfig
+    evomerge: EvoMergeConfig = EvoMergeConfig()
     gates: GateConfig = GateConfig()
     resources: ResourceConfig = ResourceConfig()
     storage: StorageConfig = StorageConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,18 @@ class Corpus:
     def item(self, index: int) -> NDArray[np.int32]:
         """Ids of one item, its end token included."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def part(self, start: int, stop: int) -> Corpus:
+        """Items from `start` up to `stop`, as a corpus of its own."""
+        stop = min(stop, len(self))
+        first, last = self.offsets[start], self.offsets[stop]
+        return replace(
+            self,
+            tokens=self.tokens[first:last],
+            offsets=self.offsets[start : stop + 1] - first,
+            first_target=self.first_target[start:stop],
+            difficulty=self.difficulty[start:stop],
+        )
 
     @property
     def target_count(self) -> int:

@@ -64,9 +64,28 @@ def run_tokenizer(config: RunConfig) -> TextTokenizer:
 def prepare(config: RunConfig) -> Prepared:
     """Load or generate, split and encode all data of a run.
 
+    The last result is kept: phases of one process share it (nothing changes it).
+
     Raises:
         DataError: See `load_datasets` and `run_tokenizer`.
     """
+    key = (
+        config.seed,
+        config.model.context,
+        config.tokenizer.model_dump_json(),
+        config.data.model_dump_json(),
+    )
+    if key not in _LAST:
+        found = _prepare(config)
+        _LAST.clear()
+        _LAST[key] = found
+    return _LAST[key]
+
+
+_LAST: dict[tuple[int, int, str, str], Prepared] = {}
+
+
+def _prepare(config: RunConfig) -> Prepared:
     tokenizer = run_tokenizer(config)
     if config.data.source == "world":
         return _world(config, tokenizer)

@@ -14,10 +14,10 @@ from agentforge.run.supervisor import start_worker
 from agentforge.run.tail import read_events
 
 
-def new_run(root: Path, *sets: str) -> RunLayout:
+def new_run(root: Path, *sets: str, until: str = "cognate") -> RunLayout:
     """A run directory of `smoke` that no engine has touched."""
     root.mkdir(parents=True, exist_ok=True)
-    loaded = load_config(preset="smoke", sets=list(sets))
+    loaded = load_config(preset="smoke", sets=[f"until={until}", *sets])
     layout = create_run_dir(root, "smoke", loaded.config.seed)
     save_manifest(layout, new_manifest(layout, loaded.config, loaded.provenance))
     return layout

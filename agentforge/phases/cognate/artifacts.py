@@ -40,9 +40,9 @@ class Trained:
     metadata: Mapping[str, str]
 
 
-def artifact_name(model: str) -> str:
+def artifact_name(model: str, phase: str = PHASE) -> str:
     """Its key in the manifest."""
-    return f"{PHASE}.{model}"
+    return f"{phase}.{model}"
 
 
 def save_trained(
@@ -54,7 +54,7 @@ def save_trained(
     that share it.
     """
     stage = training.stage
-    path = context.layout.artifacts / PHASE / f"{stage.model}.safetensors"
+    path = context.layout.artifacts / stage.phase / f"{stage.model}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = save_model(
         path,
@@ -74,8 +74,8 @@ def save_trained(
         },
     )
     artifact = Artifact(
-        name=artifact_name(stage.model),
-        phase=PHASE,
+        name=artifact_name(stage.model, stage.phase),
+        phase=stage.phase,
         path=context.layout.relative(path),
         bytes=saved.bytes,
         sha256=saved.sha256,
@@ -84,7 +84,7 @@ def save_trained(
     context.save_manifest()
     context.emit(
         ArtifactSaved(
-            phase=PHASE,
+            phase=stage.phase,
             name=artifact.name,
             path=artifact.path,
             bytes=artifact.bytes,
@@ -99,7 +99,7 @@ def load_trained(context: RunContext, stage: Stage) -> Trained | None:
     Raises:
         CheckpointError: The file is missing, truncated or altered.
     """
-    artifact = context.manifest.artifacts.get(artifact_name(stage.model))
+    artifact = context.manifest.artifacts.get(artifact_name(stage.model, stage.phase))
     if artifact is None:
         return None
     path = context.layout.root / artifact.path

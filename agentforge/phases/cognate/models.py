@@ -98,6 +98,8 @@ def _finish(bench: Bench, training: Training) -> None:
     context = bench.context
     info = save_checkpoint(bench, training)
     fitness = _validate(bench, training)
+    if training.stage.phase != PHASE:
+        return
     best = context.manifest.resolved.get(BEST_FITNESS)
     if best is None or fitness >= float(str(best.value)):
         context.manifest.resolved[BEST_FITNESS] = Resolved(
@@ -128,9 +130,9 @@ def _validate(bench: Bench, training: Training) -> float:
     fitness = found.accuracy(skills) if skills else float(torch.tensor(-loss).exp())
     figures = {"val/loss": loss, "val/perplexity": float(torch.tensor(loss).exp())}
     for name, value in figures.items():
-        _tell(bench, stage.model, name, value, tokens, "search")
+        _tell(bench, stage, name, value, tokens)
     items = sum(len(found.results[s].correct) for s in skills) if skills else tokens
-    _tell(bench, stage.model, "val/fitness", fitness, items, "search")
+    _tell(bench, stage, "val/fitness", fitness, items)
     return fitness
 
 
@@ -152,5 +154,8 @@ def between(bench: Bench) -> None:
             return
 
 
-def _tell(bench: Bench, model: str, name: str, value: float, n: int, split: str) -> None:
-    bench.context.emit(EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split=split))
+def _tell(bench: Bench, stage: Stage, name: str, value: float, n: int) -> None:
+    """One figure of the search split."""
+    bench.context.emit(
+        EvalDone(phase=stage.phase, model=stage.model, name=name, value=value, n=n, split="search")
+    )

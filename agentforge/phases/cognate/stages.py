@@ -35,6 +35,7 @@ class Stage:
         curriculum: Whether the three curriculum stages apply (the base learns through them; a
             branch sees all stages from its start).
         max_extensions, extension_steps, target_fitness: Train on while the fitness is short.
+        phase: The phase it belongs to; Phase 2 trains its multi-task control like a specialist.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Stage:
     max_extensions: int = 0
     extension_steps: int = 0
     target_fitness: float = 0.0
+    phase: str = "cognate"
 
 
 def base_stage(config: RunConfig) -> Stage:

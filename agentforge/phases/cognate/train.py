@@ -73,6 +73,7 @@ class Bench:
         fitness: Search fitness of the model in training; decides on extensions.
         finishing: A user asked to end the phase: no more steps are taken.
         side: The engine that trains the controls meanwhile.
+        phase: The phase it works for.
     """
 
     context: RunContext
@@ -83,6 +84,7 @@ class Bench:
     fitness: Callable[[Training], float]
     finishing: bool = False
     side: SideRun | None = None
+    phase: str = PHASE
 
 
 def train(bench: Bench, training: Training) -> None:
@@ -95,7 +97,11 @@ def train(bench: Bench, training: Training) -> None:
     """
     emit, stage = bench.context.emit, training.stage
     started, first = time.perf_counter(), training.step
-    emit(StageStarted(phase=PHASE, stage="train", model=stage.model, steps=training.total_steps))
+    emit(
+        StageStarted(
+            phase=stage.phase, stage="train", model=stage.model, steps=training.total_steps
+        )
+    )
     while not bench.finishing:
         while training.step < training.total_steps and not bench.finishing:
             _one_step(bench, training, started, first)
@@ -105,7 +111,7 @@ def train(bench: Bench, training: Training) -> None:
     wall_s = time.perf_counter() - started
     emit(
         StageEnded(
-            phase=PHASE, stage="train", model=stage.model, steps=training.step, wall_s=wall_s
+            phase=stage.phase, stage="train", model=stage.model, steps=training.step, wall_s=wall_s
         )
     )
 
@@ -121,7 +127,7 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
         training.watch.reset()
         bench.context.emit(
             CurriculumStage(
-                phase=PHASE, model=stage.model, stage=level, step=training.step, mix=weights
+                phase=stage.phase, model=stage.model, stage=level, step=training.step, mix=weights
             )
         )
     items = training.sampler.draw(weights, config.cognate.batch_size)
@@ -140,7 +146,7 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
         rate = (training.step - first) / spent
         bench.context.emit(
             Progress(
-                phase=PHASE,
+                phase=stage.phase,
                 done=done + training.step,
                 total=total,
                 unit="steps",
@@ -239,7 +245,7 @@ def _step_event(training: Training, result: StepResult) -> StepDone:
         extra["ltm/avg_surprise_score"] = result.surprise
         extra["gate/m_usage"] = result.gate
     return StepDone(
-        phase=PHASE,
+        phase=training.stage.phase,
         model=training.stage.model,
         step=training.step,
         steps=training.total_steps,
@@ -280,7 +286,7 @@ def _listen(bench: Bench, training: Training) -> None:
 def finish(bench: Bench, when: str) -> None:
     """End the phase: no more steps, now or after a resume."""
     bench.finishing = True
-    bench.context.manifest.resolved[FINISHED_EARLY] = ResolvedValue(
+    bench.context.manifest.resolved[f"{bench.phase}.finished_early"] = ResolvedValue(
         value=True, reason=f"asked for {when}"
     )
     bench.context.save_manifest()
@@ -289,14 +295,14 @@ def finish(bench: Bench, when: str) -> None:
 def save_checkpoint(bench: Bench, training: Training) -> CheckpointInfo:
     """Write a complete checkpoint of the running stage."""
     info = bench.store.save(
-        phase=PHASE,
+        phase=training.stage.phase,
         stage=training.stage.model,
         step=training.step,
         groups=training.groups(),
         state=training.state(),
     )
     bench.context.emit(info.event(bench.context.layout))
-    record = bench.context.manifest.phases[PHASE]
+    record = bench.context.manifest.phases[training.stage.phase]
     now = time.time()
     record.wall_s += now - record.started if record.started else 0.0
     record.started = now
@@ -316,7 +322,7 @@ def restore(bench: Bench, training: Training) -> bool:
             )
         )
     info = found.info
-    if info is None or (info.phase, info.stage) != (PHASE, training.stage.model):
+    if info is None or (info.phase, info.stage) != (training.stage.phase, training.stage.model):
         return False
     loaded = bench.store.load(info)
     training.load(loaded.groups, loaded.state)
