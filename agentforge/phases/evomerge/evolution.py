@@ -62,8 +62,6 @@ def evolve(search: Search, store: CheckpointStore) -> Evolution:
         try:
             row, shape = _generation(search, evolution)
         except FinishAskedError:
-            if not evolution.history:
-                continue  # the eight combos at least: there is no result without them
             evolution.ended_by = "finish"
             break
         evolution.history.append(row)
@@ -86,7 +84,8 @@ def evolve(search: Search, store: CheckpointStore) -> Evolution:
         if not evolution.ended_by:
             _look_at_diversity(search, evolution)
         save(search, evolution, store)
-        listen(search, row.generation, at_boundary=True)
+        if listen(search, row.generation) and not evolution.ended_by:
+            evolution.ended_by = "finish"
         _look_at_disk(search, store, row.generation)
     return evolution
 
@@ -114,7 +113,7 @@ def _generation(search: Search, evolution: Evolution) -> tuple[Row, Geometry | N
         number,
         len(evolution.members),
         least,
-        lambda: listen(search, number, at_boundary=False),
+        lambda: _listen_within(search, number),
     )
     if number:
         better = max(m.fitness for m in made) > evolution.champion.fitness
@@ -261,12 +260,21 @@ def generation_event(
     )
 
 
-def listen(search: Search, generation: int, *, at_boundary: bool) -> None:
-    """Commands, at the end of a generation or while it is measured.
+def _listen_within(search: Search, generation: int) -> None:
+    """Commands while a generation is measured; the first one is always measured to its end.
+
+    Raises:
+        FinishAskedError: The phase is to end with the generations before this one.
+    """
+    if listen(search, generation) and generation > 0:
+        raise FinishAskedError
+
+
+def listen(search: Search, generation: int) -> bool:
+    """Obey commands; True when the phase is to end with what it has.
 
     Raises:
         RunAborted, RunSuspended: They were asked for.
-        FinishAskedError: The phase is to end with what it has.
     """
     context = search.context
     while True:
@@ -284,9 +292,7 @@ def listen(search: Search, generation: int, *, at_boundary: bool) -> None:
             context.save_manifest()
             context.control.done(asked, "finish", message="the best member so far is kept")
         if not asked.paused:
-            break
-    if FINISHED_EARLY in context.manifest.resolved and (at_boundary or generation > 0):
-        raise FinishAskedError
+            return FINISHED_EARLY in context.manifest.resolved
 
 
 def _look_at_disk(search: Search, store: CheckpointStore, generation: int) -> None:

@@ -314,7 +314,9 @@ def _verdicts(outcome: Outcome) -> list[str]:
     """Sentences a reader should not have to work out."""
     found = []
     best, gain = outcome.best_parent, outcome.gain(outcome.best_parent)
-    if gain is not None:
+    if gain is None:
+        found.append("No parent gets a single item right: a gain over them cannot be told.")
+    else:
         word = "reached" if gain >= outcome.config.gates.merge_gain else "not reached"
         found.append(
             f"Over the best parent ({best}) the champion gains {100 * gain:.1f} %; the stretch "
