@@ -13,6 +13,7 @@ from agentforge.events import (
     Alert,
     Event,
     GateChecked,
+    GenerationDone,
     PhaseEnded,
     PhaseStarted,
     Progress,
@@ -178,6 +179,8 @@ class RunFold:
         elif isinstance(event, StepDone):
             self.model, self.step, self.steps = event.model, event.step, event.steps
             self.loss = event.loss
+        elif isinstance(event, GenerationDone):
+            self.step, self.steps = event.generation, event.generations
         elif isinstance(event, Progress):
             self.eta_s = event.eta_s if event.eta_s is not None and event.eta_s >= 0 else None
         elif isinstance(event, GateChecked):
@@ -216,7 +219,7 @@ def summarise(layout: RunLayout) -> RunSummary:
     fold = RunFold()
     rare = list(read_events(layout.events, RARE_KINDS))
     recent = EventTail(layout.events).read_last(RECENT_BYTES)
-    steps = [s for s in recent if isinstance(s.event, StepDone | Progress)]
+    steps = [s for s in recent if isinstance(s.event, StepDone | GenerationDone | Progress)]
     for stamped in sorted([*rare, *steps], key=lambda s: s.seq):
         fold.add(stamped)
     if recent:

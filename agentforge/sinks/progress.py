@@ -16,6 +16,7 @@ from agentforge.events import (
     ConfigChanged,
     ControlAck,
     Event,
+    GenerationDone,
     LogLine,
     PhaseEnded,
     PhaseStarted,
@@ -105,6 +106,19 @@ def step_line(event: StepDone, progress: Progress | None) -> str:
     return text
 
 
+def generation_line(event: GenerationDone, progress: Progress | None) -> str:
+    """The figures of one generation in one line; fitness is relative to the parents' mean."""
+    text = (
+        f"{event.phase} generation {event.generation}/{event.generations} "
+        f"champion {100 * (event.champion_fitness - 1):+.1f} % over the parents' mean, "
+        f"population {event.avg_fitness:.3f}, diversity {event.diversity:.3f}, "
+        f"combo {event.best_combo}"
+    )
+    if progress is not None and progress.phase == event.phase:
+        text += _left(progress)
+    return text
+
+
 class PlainProgress:
     """Lines of text.
 
@@ -134,6 +148,10 @@ class PlainProgress:
         if isinstance(event, StepDone):
             if self._clock() - self._last >= self._interval_s:
                 self._write(stamped.t, step_line(event, self._progress))
+            return
+        if isinstance(event, GenerationDone):
+            if self._clock() - self._last >= self._interval_s or not event.generation:
+                self._write(stamped.t, generation_line(event, self._progress))
             return
         text = notice(event)
         if text is not None:
@@ -186,6 +204,8 @@ class LiveProgress:
             return  # a control that trains beside: the bar follows the run's own models
         elif isinstance(event, StepDone):
             self._step(event)
+        elif isinstance(event, GenerationDone):
+            self._generation(event)
         elif isinstance(event, StageStarted):
             self._bar.reset(
                 self._task,
@@ -205,6 +225,14 @@ class LiveProgress:
     def close(self) -> None:
         """Remove the bar's live display."""
         self._bar.stop()
+
+    def _generation(self, event: GenerationDone) -> None:
+        figures = f"champion {100 * (event.champion_fitness - 1):+.1f} %"
+        if self._progress is not None:
+            figures += _left(self._progress)
+        self._bar.update(
+            self._task, completed=event.generation, total=event.generations, figures=figures
+        )
 
     def _step(self, event: StepDone) -> None:
         figures = f"loss {_figure(event.loss, 3)} {_figure(event.tokens_per_s, 0)} tok/s"

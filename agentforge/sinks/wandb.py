@@ -25,6 +25,7 @@ from agentforge.events import (
     EvalDone,
     Event,
     GateChecked,
+    GenerationDone,
     PhaseStarted,
     Progress,
     ResourceSample,
@@ -37,8 +38,10 @@ from agentforge.events import (
 )
 from agentforge.run.atomic import write_atomic
 from agentforge.sinks.wandb_metrics import (
+    STEP_METRICS,
     Value,
     artifact_name,
+    file_artifact,
     metrics_of,
     run_name,
     undeclared,
@@ -47,7 +50,15 @@ from agentforge.sinks.wandb_metrics import (
 CHART_POINTS = 1000
 """Points of the loss chart; a longer curve is thinned evenly. The artefact holds all."""
 
-_NAMED_TABLES = ("diversity/model_comparison", "charts/act_distribution", "charts/ltm_heatmap")
+_NAMED_TABLES = {
+    "diversity/model_comparison": "diversity/model_comparison",
+    "charts/act_distribution": "charts/act_distribution",
+    "charts/ltm_heatmap": "charts/ltm_heatmap",
+    "evolution/history": "evolution/history",
+    "combos/effectiveness": "combos/effectiveness",
+    "combos/usage": "charts/combo_usage",
+}
+"""Tables of a report with a documented name of their own."""
 
 
 @dataclass(slots=True)
@@ -58,6 +69,7 @@ class _ModelRun:
     model: str
     steps: list[tuple[int, float, float, float]] = field(default_factory=list)
     """Step, loss, learning rate, gradient norm."""
+    generations: list[GenerationDone] = field(default_factory=list)
     drawn: int = 0
     """Entries of `steps` the last chart showed."""
     stage_since: float | None = None
@@ -117,6 +129,10 @@ class WandbSink:
                 run = self._run(event.phase, event.model)
                 run.steps.append((event.step, event.loss, event.lr, event.grad_norm))
                 self._log(run, metrics_of(event))
+            case GenerationDone():
+                run = self._run(event.phase, "")
+                run.generations.append(event)
+                self._log(run, metrics_of(event))
             case EvalDone():
                 self._log(self._run(event.phase, event.model), metrics_of(event))
             case CurriculumStage():
@@ -163,7 +179,7 @@ class WandbSink:
                 name=name,
                 id=re.sub(r"[^\w.-]", "-", f"{self._run_id}-{name}")[-128:],
                 group=self._run_id,
-                tags=["phase1", "cognate", "muon-grokfast", model or "base"],
+                tags=_tags(name, phase, model),
                 config=self._config | {"model_id": name},
                 dir=str(self._run_dir),
                 mode=self._mode,
@@ -181,8 +197,9 @@ class WandbSink:
                     finish_timeout=60.0,
                 ),
             )
-            handle.define_metric("train/step")
-            handle.define_metric("*", step_metric="train/step")
+            axis = STEP_METRICS.get(name, "train/step")
+            handle.define_metric(axis)
+            handle.define_metric("*", step_metric=axis)
             self._runs[name] = _ModelRun(handle=handle, model=model)
             if model in SPECIALTIES:
                 self._log_json(self._runs[name], phase, "config", self._config)
@@ -209,6 +226,9 @@ class WandbSink:
     def _end_stage(self, event: StageEnded, now: float) -> None:
         name = run_name(event.phase, event.model)
         run = self._runs.get(name)
+        if run is not None and event.stage == "evolution":
+            self._log(run, self._evolution_charts(run.generations))
+            return
         if run is None or len(run.steps) == run.drawn:
             return  # an evaluation, or a training that logged no step
         run.drawn = len(run.steps)
@@ -227,9 +247,25 @@ class WandbSink:
         }
         self._log_json(run, event.phase, "curves", curves)
 
+    def _evolution_charts(self, generations: list[GenerationDone]) -> dict[str, Any]:
+        """Fitness and diversity over the generations this engine has seen."""
+        wandb = self._wandb()
+        numbers = [g.generation for g in generations]
+        fitness = wandb.plot.line_series(
+            xs=numbers,
+            ys=[[g.best_fitness for g in generations], [g.avg_fitness for g in generations]],
+            keys=["best", "mean"],
+            title="Fitness",
+            xname="generation",
+        )
+        rows = [[g.generation, g.diversity] for g in generations]
+        table = wandb.Table(columns=["generation", "diversity"], data=rows)
+        diversity = wandb.plot.line(table, "generation", "diversity", title="Diversity")
+        return {"charts/fitness_evolution": fitness, "charts/diversity_evolution": diversity}
+
     def _log_table(self, event: TableDone) -> None:
         wandb = self._wandb()
-        name = event.name if event.name in _NAMED_TABLES else f"tables/{event.name}"
+        name = _NAMED_TABLES.get(event.name, f"tables/{event.name}")
         rows = [list(row) for row in event.rows]
         value = wandb.Table(columns=list(event.columns), data=rows)
         if name == "charts/act_distribution":
@@ -242,6 +278,11 @@ class WandbSink:
         """A model's weights; other files of the run stay where they are."""
         path = Path(event.path)
         model = path.stem
+        documented = file_artifact(event.name)
+        if documented is not None:
+            run = self._run(event.phase, "")
+            self._log_file(run, documented, "model", self._run_dir / path)
+            return
         if path.suffix != ".safetensors" or model not in (*SPECIALTIES, "base"):
             return
         name = artifact_name(event.phase, model, "checkpoint")
@@ -259,3 +300,11 @@ class WandbSink:
         # "immutable" spares a copy of every model in the user's cache folder.
         artifact.add_file(str(path), policy="immutable", skip_cache=True)
         run.handle.log_artifact(artifact)
+
+
+def _tags(run: str, phase: str, model: str) -> list[str]:
+    """Words by which runs are found: the phase by number and name, and the model."""
+    number, _, name = run.partition("-")
+    if number == "phase1":
+        return [number, "cognate", "muon-grokfast", model or "base"]
+    return [number, phase.partition(".")[0] or name, model or "population"]

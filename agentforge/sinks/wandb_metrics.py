@@ -1,10 +1,9 @@
-"""The Weights & Biases names of Phase 1, declared once: meaning, source, and the mapping itself."""
+"""The Weights & Biases names of Phase 1, and the mapping from events to names of all phases."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from agentforge.config.schema import SPECIALTIES
 from agentforge.events import (
@@ -12,29 +11,15 @@ from agentforge.events import (
     EvalDone,
     Event,
     GateChecked,
+    GenerationDone,
     Progress,
     ResourceSample,
     StepDone,
 )
+from agentforge.sinks.wandb_metric import Metric
+from agentforge.sinks.wandb_phase2 import PHASE2_METRICS
 
 Value = float | dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One declared name.
-
-    Attributes:
-        name: Name in W&B. A name that ends in ``/*`` declares a family.
-        meaning: What it measures, with unit.
-        source: Event and field it comes from; ``extra`` and ``EvalDone`` carry the name itself.
-        optional: True when a complete run may lack it, for the reason in `meaning`.
-    """
-
-    name: str
-    meaning: str
-    source: str
-    optional: bool = False
 
 
 _EXTRA = "StepDone.extra"
@@ -126,14 +111,25 @@ PHASE1_METRICS: tuple[Metric, ...] = (
     Metric("tables/*", f"all other tables; {_EXTENDED}", "TableDone", optional=True),
 )
 
-_NAMES = frozenset(m.name for m in PHASE1_METRICS)
-_FAMILIES = tuple(m.name.removesuffix("*") for m in PHASE1_METRICS if m.name.endswith("/*"))
+_DECLARED = (*PHASE1_METRICS, *PHASE2_METRICS)
+_NAMES = frozenset(m.name for m in _DECLARED)
+_FAMILIES = tuple(m.name.removesuffix("*") for m in _DECLARED if m.name.endswith("/*"))
 REQUIRED: frozenset[str] = frozenset(m.name for m in PHASE1_METRICS if not m.optional)
 """Names that a complete Phase 1 run emits on any machine."""
+REQUIRED_PHASE2: frozenset[str] = frozenset(m.name for m in PHASE2_METRICS if not m.optional)
+"""Names that a complete Phase 2 run emits on any machine."""
 
 ARTIFACT_KINDS = ("checkpoint", "config", "curves")
-_PHASE_RUNS = {"cognate": "phase1-cognate", "cognate.controls": "phase1-cognate"}
-SUMMARY_MODELS = frozenset({"", "base", "all"})
+_PHASE_RUNS = {
+    "cognate": "phase1-cognate",
+    "cognate.controls": "phase1-cognate",
+    "evomerge": "phase2-evomerge",
+}
+_FILES = {"evomerge.champion": "phase2-champion", "evomerge.evolution_log": "phase2-evolution-log"}
+"""Artefacts with a documented name, by their name in the manifest."""
+STEP_METRICS = {"phase2-evomerge": "evolution/generation"}
+"""X axis of a W&B run whose metrics do not follow training steps."""
+SUMMARY_MODELS = frozenset({"", "base", "all", "champion"})
 """Models whose figures go to the phase's own run instead of one of their own."""
 
 
@@ -168,8 +164,14 @@ def artifact_name(phase: str, model: str, kind: str) -> str:
     """
     if kind not in ARTIFACT_KINDS:
         raise ValueError(f"artefact kind {kind!r} is not one of {ARTIFACT_KINDS}")
-    owner = run_name(phase, model).removeprefix("phase1-cognate").lstrip("-")
-    return f"phase1-{owner or model or 'base'}-{kind}"
+    whole = _PHASE_RUNS.get(phase, phase)
+    owner = run_name(phase, model).removeprefix(whole).lstrip("-")
+    return f"{whole.partition('-')[0]}-{owner or model or 'base'}-{kind}"
+
+
+def file_artifact(name: str) -> str | None:
+    """The documented name of an artefact of the manifest; None when it has none."""
+    return _FILES.get(name)
 
 
 def metrics_of(event: Event) -> dict[str, Value]:
@@ -189,10 +191,24 @@ def metrics_of(event: Event) -> dict[str, Value]:
                 "system/tokens_per_second": event.tokens_per_s,
                 **event.extra,
             }
+        case GenerationDone():
+            return {
+                "evolution/generation": event.generation,
+                "evolution/best_fitness": event.best_fitness,
+                "evolution/avg_fitness": event.avg_fitness,
+                "evolution/worst_fitness": event.worst_fitness,
+                "evolution/fitness_std": event.fitness_std,
+                "evolution/champion_fitness": event.champion_fitness,
+                "evolution/diversity": event.diversity,
+                "time/generation_duration_seconds": event.wall_s,
+                **event.extra,
+            }
         case EvalDone():
             return {event.name: event.value}
         case CurriculumStage():
             return {"curriculum/stage": event.stage, "curriculum/dataset_mix": dict(event.mix)}
+        case Progress() if event.eta_s >= 0 and event.unit == "generations":
+            return {"time/estimated_completion_minutes": event.eta_s / 60}
         case Progress() if event.eta_s >= 0:
             return {"time/estimated_completion_hours": event.eta_s / 3600}
         case ResourceSample():

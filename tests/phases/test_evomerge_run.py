@@ -22,9 +22,13 @@ from agentforge.run.commands import append_command
 from agentforge.run.layout import RunLayout
 from agentforge.run.manifest import load_manifest
 from agentforge.run.supervisor import start_worker
+from agentforge.run.tail import read_events
 from agentforge.run.tensor_file import load_model
+from agentforge.sinks.wandb import WandbSink
+from agentforge.sinks.wandb_metrics import REQUIRED_PHASE2
 from tests.phases.evomerge_family import write_family
 from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run
+from tests.unit.fake_wandb import FakeWandb
 
 TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "3"))
 
@@ -129,6 +133,25 @@ def test_report_has_every_gate_and_every_comparison(undisturbed: RunLayout) -> N
     assert len(tables["evomerge/rescore"].rows) == 2
     assert any("stretch goal" in n or "single item right" in n for n in phase.notes)
     assert any("same extra compute (6 steps)" in n for n in phase.notes)
+
+
+def test_emitted_wandb_names_are_the_declared_ones(undisturbed: RunLayout) -> None:
+    fake = FakeWandb()
+    sink = WandbSink(undisturbed.root, {"seed": 1}, mode="offline", project="p", module=fake)
+    for stamped in read_events(undisturbed.events):
+        sink.emit(stamped)
+    assert sink.undeclared == set()
+    optional_here = {"final/score_improvement"}  # no parent of this family gets an item right
+    assert REQUIRED_PHASE2 - sink.emitted - optional_here == set()
+    run = fake.runs["phase2-evomerge"]
+    assert run.axis == "evolution/generation"
+    assert "phase2" in run.settings["tags"]
+    assert {a.name for a in run.artifacts} == {"phase2-champion", "phase2-evolution-log"}
+    counts = [run.last(f"evolution/combo_{n:03b}_count") for n in range(8)]
+    assert sum(counts) == 8
+    assert fake.runs["phase2-evomerge-multi_task"].axis == "train/step"
+    usage = run.last("charts/combo_usage")
+    assert [sum(row[1:]) for row in usage.data] == [8] * 4
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,6 +9,7 @@ from agentforge.events import (
     ControlAck,
     Event,
     GateChecked,
+    GenerationDone,
     Heartbeat,
     LogLine,
     Progress,
@@ -116,3 +117,44 @@ def test_the_live_form_shows_stage_and_notices():
     assert "40/100" in text
     assert "data: [16] datasets" in text
     assert "suspending" in text
+
+
+def generation(number: int) -> GenerationDone:
+    return GenerationDone(
+        phase="evomerge",
+        generation=number,
+        generations=50,
+        best_fitness=1.3,
+        avg_fitness=1.2,
+        worst_fitness=1.1,
+        fitness_std=0.05,
+        champion_fitness=1.31,
+        diversity=0.04,
+        best_combo="101",
+        wall_s=1.0,
+    )
+
+
+def test_generations_are_told_every_ten_seconds():
+    stream, clock = io.StringIO(), Clock()
+    sink = PlainProgress(stream, interval_s=10.0, clock=clock)
+    for number in range(25):
+        clock.now += 1.0
+        sink.show(stamped(Progress(phase="evomerge", done=1, total=50, unit="g", eta_s=65.0)))
+        sink.show(stamped(generation(number)))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "evomerge generation 0/50 champion +31.0 % over the parents' mean" in lines[0]
+    assert "combo 101" in lines[0]
+    assert "1m05s left" in lines[1]
+
+
+def test_the_live_bar_follows_generations():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    sink = LiveProgress(console)
+    sink.show(stamped(StageStarted(phase="evomerge", stage="evolution", model="", steps=50)))
+    sink.show(stamped(generation(7)))
+    task = sink._bar.tasks[0]
+    assert (task.completed, task.total) == (7, 50)
+    assert "+31.0 %" in task.fields["figures"]
+    sink.close()

@@ -7,9 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from agentforge.sinks.wandb_metrics import (
     metrics_of,
     run_name,
 )
+from tests.unit.fake_wandb import FakeRun, FakeWandb
 
 ACT = ("avg_halting_steps", "max_halting_steps", "min_halting_steps", "halting_variance")
 LTM = ("memory_usage", "write_operations", "read_operations", "avg_surprise_score")
@@ -44,73 +43,6 @@ ON_A_GPU = {
     "system/gpu_memory_cached_gb",
     "system/gpu_utilization",
 }
-
-
-@dataclass
-class FakeRun:
-    settings: dict[str, Any]
-    logged: list[dict[str, Any]] = field(default_factory=list)
-    artifacts: list["FakeArtifact"] = field(default_factory=list)
-    exit_code: int | None = None
-
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        pass
-
-    def log(self, values: dict[str, Any]) -> None:
-        assert self.exit_code is None, "logged after finish"
-        self.logged.append(values)
-
-    def log_artifact(self, artifact: "FakeArtifact") -> None:
-        self.artifacts.append(artifact)
-
-    def finish(self, exit_code: int) -> None:
-        self.exit_code = exit_code
-
-    def last(self, name: str) -> Any:
-        return next(row[name] for row in reversed(self.logged) if name in row)
-
-
-@dataclass
-class FakeTable:
-    columns: list[str]
-    data: list[list[Any]]
-
-
-@dataclass
-class FakeArtifact:
-    name: str
-    type: str
-    files: list[str] = field(default_factory=list)
-
-    def add_file(self, path: str, **_: Any) -> None:
-        assert Path(path).is_file()
-        self.files.append(path)
-
-
-class FakeWandb:
-    """The part of the wandb package the sink uses."""
-
-    Table = FakeTable
-    Artifact = FakeArtifact
-
-    def __init__(self) -> None:
-        self.runs: dict[str, FakeRun] = {}
-        self.plot = SimpleNamespace(line=self._plot, bar=self._plot)
-
-    @staticmethod
-    def Settings(**values: Any) -> dict[str, Any]:  # noqa: N802 - wandb's name
-        return values
-
-    @staticmethod
-    def _plot(table: FakeTable, x: str, y: str, title: str) -> tuple[FakeTable, str, str]:
-        assert x in table.columns
-        assert y in table.columns
-        return table, x, y
-
-    def init(self, **settings: Any) -> FakeRun:
-        assert settings["name"] not in self.runs, "a run was opened twice"
-        self.runs[settings["name"]] = FakeRun(settings)
-        return self.runs[settings["name"]]
 
 
 def training(model: str, *, steps: int = 4, gpu: bool = False) -> Iterator[ev.Event]:
