@@ -44,7 +44,7 @@ def dare(
     for place, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
         kept = tensor - base
         if density < 1.0:
-            kept = kept * drop_mask(kept.shape, density, seed, name, place).to(kept.device)
+            kept *= drop_mask(kept.shape, density, seed, name, place).to(kept.device)
         delta.add_(kept, alpha=weight / density)
     return base + scale * delta
 
