@@ -8,6 +8,7 @@ third kills the engine. When this process is killed the engine goes on; ``status
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,11 +78,17 @@ class Outcome:
 def run_batch(request: BatchRequest) -> Outcome:
     """Do what the command line asks.
 
+    Under torchrun every rank comes here; all but the first only measure for the first one's engine.
+
     Raises:
         ConfigError: A key, value or flag that is not allowed.
         PreflightError: The machine lacks something; nothing was started.
         RunError: The run to resume is not there, or is live already.
     """
+    if int(os.environ.get("RANK", "0")) > 0 and not request.dry_run:
+        from agentforge.phases.evomerge.ranks import serve_rank
+
+        return Outcome("", ExitCode(serve_rank()))
     if request.resume is not None:
         return _resume(request)
     loaded = load_config(

@@ -1,5 +1,6 @@
 """The engine process: ``python -m agentforge.run.worker RUN_DIR``.
 
+Under torchrun one rank is that engine and the others measure for Phase 2.
 It takes the run directory, opens the event log, obeys signals, and runs the pipeline. However that
 ends, the log's last event says in which state the run was left. Its own output is ``console.log``.
 """
@@ -7,6 +8,7 @@ ends, the log's last event says in which state the run was left. Its own output 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -54,7 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments) != 1:
         _say("usage: python -m agentforge.run.worker RUN_DIR\n")
         return ExitCode.USAGE
-    return run_engine(RunLayout(Path(arguments[0]).absolute()), _run_pipeline)
+    layout = RunLayout(Path(arguments[0]).absolute())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _run_ranks(layout)
+    return run_engine(layout, _run_pipeline)
+
+
+def _run_ranks(layout: RunLayout) -> int:
+    """Under torchrun: rank 0 is the engine, the others measure for it."""
+    from agentforge.phases.evomerge import ranks
+
+    if ranks.rank() > 0:
+        return ranks.serve_rank()
+    ranks.join()
+    try:
+        return run_engine(layout, _run_pipeline)
+    finally:
+        ranks.dismiss()
 
 
 def run_engine(layout: RunLayout, pipeline: Pipeline) -> int:

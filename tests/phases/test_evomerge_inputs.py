@@ -29,6 +29,7 @@ from agentforge.phases.evomerge.measuring import Job, Settings, block_count
 from agentforge.phases.evomerge.members import Candidate, weights_sha256
 from agentforge.phases.evomerge.parents import Family, Parent, load_family
 from agentforge.phases.evomerge.search import Search, make_members, place_for_weights
+from agentforge.phases.evomerge.worker import Start
 from agentforge.run.context import RunContext
 from agentforge.run.control import Control
 from agentforge.run.layout import create_run_dir
@@ -315,11 +316,14 @@ def test_models_of_two_random_starts_are_refused_and_their_mean_knows_nothing(
     assert heights["a", "c"] > 1.0
 
 
+def start_of(context: RunContext) -> Start:
+    return Start(os.getpid(), context.config.model, world_tokenizer().vocab_size, settings())
+
+
 def test_a_lost_worker_costs_nothing_and_the_last_one_ends_the_run(tmp_path: Path) -> None:
     base = random_weights()
     context, seen = context_of(tmp_path)
-    config = context.config.model
-    evaluator = WorkerEvaluator(config, world_tokenizer().vocab_size, settings(), 2, seen.append)
+    evaluator = WorkerEvaluator(start_of(context), 2, seen.append)
     try:
         jobs = [Job(around(base, i), Behaviour(), "search") for i in range(4)]
         wanted = evaluator.measure(jobs, lambda: None)
@@ -341,8 +345,7 @@ def test_a_lost_worker_costs_nothing_and_the_last_one_ends_the_run(tmp_path: Pat
 def test_leaving_in_the_middle_does_not_mix_up_answers(tmp_path: Path) -> None:
     base = random_weights()
     context, seen = context_of(tmp_path)
-    config = context.config.model
-    evaluator = WorkerEvaluator(config, world_tokenizer().vocab_size, settings(), 1, seen.append)
+    evaluator = WorkerEvaluator(start_of(context), 1, seen.append)
     try:
         one, two = (Job(around(base, i), Behaviour(), "search") for i in (1, 2))
         (wanted,) = evaluator.measure([two], lambda: None)

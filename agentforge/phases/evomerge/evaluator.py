@@ -10,14 +10,13 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 import torch
 
-from agentforge.config.schema import ModelConfig
 from agentforge.errors import TrainingError
 from agentforge.events import Alert
 from agentforge.model.language_model import CognateLM
@@ -65,26 +64,24 @@ class WorkerEvaluator:
     """In processes of one thread each.
 
     Args:
-        model: Shapes.
-        vocab_size: Rows of the embedding.
-        settings: Corpora; every worker gets a copy.
+        start: What every worker is started with.
         workers: How many.
         emit: Tells of a worker that ended.
+        others: Connections to workers of other ranks.
     """
 
     def __init__(
-        self, model: ModelConfig, vocab_size: int, settings: Settings, workers: int, emit: Emit
+        self, start: Start, workers: int, emit: Emit, others: Sequence[Connection] = ()
     ) -> None:
         self._emit = emit
-        self._start = Start(os.getpid(), model, vocab_size, settings)
         context = multiprocessing.get_context("spawn")
-        self._workers: list[tuple[BaseProcess, Connection]] = []
+        self._workers: list[tuple[BaseProcess | None, Connection]] = [(None, c) for c in others]
         self._stale: set[Connection] = set()
         """Busy with a job nobody waits for any more."""
         for number in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=serve, args=(theirs, self._start), name=f"evaluation-{number}", daemon=True
+                target=serve, args=(theirs, start), name=f"evaluation-{number}", daemon=True
             )
             process.start()
             theirs.close()
@@ -92,8 +89,9 @@ class WorkerEvaluator:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers that live."""
-        return [p.pid for p, _ in self._workers if p.pid is not None and p.is_alive()]
+        """Process ids of this machine's workers that live."""
+        own = [p for p, _ in self._workers if p is not None]
+        return [p.pid for p in own if p.pid is not None and p.is_alive()]
 
     def measure(self, jobs: Iterable[Job], between: Between) -> list[Answer]:
         """See `Evaluator`.
@@ -176,23 +174,26 @@ class WorkerEvaluator:
 
     def _lost(self, pipe: Connection) -> None:
         process = next(p for p, c in self._workers if c is pipe)
-        process.join(timeout=STOP_S)
+        how = "its rank is gone"
+        if process is not None:
+            process.join(timeout=STOP_S)
+            how = f"exit code {process.exitcode}"
         self._workers = [(p, c) for p, c in self._workers if c is not pipe]
         pipe.close()
         left = len(self._workers)
         self._emit(
             Alert(
-                id=f"evomerge-worker-{process.pid}",
+                id=f"evomerge-worker-{left}-left",
                 level="warning",
                 code="worker",
                 title="A process that measures members ended",
-                detail=f"exit code {process.exitcode}; {left} left, its work is done again there",
+                detail=f"{how}; {left} left, its work is done again there",
                 cause="usually memory: lower evomerge.workers",
             )
         )
         if not left:
             raise TrainingError(
-                f"all processes that measure members ended (last exit code {process.exitcode})",
+                f"all processes that measure members ended (the last one: {how})",
                 remedy="lower evomerge.workers or cognate.eval_batch, then resume: the search goes "
                 "on from the last generation",
             )
@@ -204,6 +205,8 @@ class WorkerEvaluator:
                 pipe.close()
         deadline = time.monotonic() + STOP_S
         for process, _ in self._workers:
+            if process is None:
+                continue
             process.join(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
             if process.is_alive():
                 process.kill()
@@ -217,10 +220,17 @@ def worker_count(wanted: int) -> int:
 
 
 def make_evaluator(model: CognateLM, settings: Settings, workers: int, emit: Emit) -> Evaluator:
-    """Worker processes on a CPU; on a GPU the model itself."""
-    if model.rope_cos.device.type != "cpu":
+    """Worker processes on a CPU, and of other ranks; on a single GPU the model itself."""
+    from agentforge.phases.evomerge import ranks
+
+    device = model.rope_cos.device.type
+    start = Start(os.getpid(), model.config, model.vocab_size, settings, device)
+    if ranks.world_size() > 1:
+        others = ranks.invite(start, workers)
+        return WorkerEvaluator(start, ranks.own_workers(workers), emit, others)
+    if device != "cpu":
         return LocalEvaluator(model, settings)
-    return WorkerEvaluator(model.config, model.vocab_size, settings, worker_count(workers), emit)
+    return WorkerEvaluator(start, worker_count(workers), emit)
 
 
 def free_memory(device: torch.device) -> int:

@@ -33,6 +33,7 @@ class Start:
     model: ModelConfig
     vocab_size: int
     settings: Settings
+    device: str = "cpu"
 
 
 def serve(pipe: Connection, start: Start) -> None:
@@ -47,11 +48,14 @@ def serve(pipe: Connection, start: Start) -> None:
     from agentforge.phases.evomerge.measuring import do_job
 
     torch.set_num_threads(1)
-    model = CognateLM(start.model, start.vocab_size)
+    device = torch.device(start.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    model = CognateLM(start.model, start.vocab_size).to(device)
     while True:
         try:
             job = unpacked(pipe.recv())
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             found: Answer | Failure = do_job(model, start.settings, job)
