@@ -274,7 +274,9 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_early_stop_names_its_reason(family: list[str], tmp_path: Path) -> None:
+def test_early_stop_names_its_reason_and_a_data_flow_search_follows(
+    family: list[str], tmp_path: Path
+) -> None:
     layout = run_of(
         tmp_path,
         family,
@@ -283,11 +285,18 @@ def test_early_stop_names_its_reason(family: list[str], tmp_path: Path) -> None:
         "evomerge.least_generations=2",
         "evomerge.least_change=0.5",
         "evomerge.control_steps=0",
+        "evomerge.data_flow_steps=2",
     )
     assert finish(layout) == ExitCode.OK, console(layout)
     evolution = evolution_of(layout)
     assert evolution.ended_by == "early_stop"
     assert evolution.generation == 2
+    (phase,) = build_report(layout).phases
+    rows = dict(next(t for t in phase.tables if t.name == "evomerge/data_flow").rows)
+    saved = json.loads((layout.artifacts / "evomerge" / "data_flow.json").read_text())
+    assert saved["step"] == 2
+    assert rows["fitness, search split"] == pytest.approx(saved["fitness"])
+    assert str(rows["path"]).count("(x") == sum(saved["flow"]["indicator"])
 
 
 @pytest.mark.parametrize(("policy", "code"), [("auto", ExitCode.OK), ("stop", ExitCode.SUSPENDED)])

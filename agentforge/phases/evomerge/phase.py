@@ -25,6 +25,7 @@ from agentforge.phases.evomerge import results as report
 from agentforge.phases.evomerge.artifacts import load_search, save_champion, save_search
 from agentforge.phases.evomerge.barrier import scan_barriers
 from agentforge.phases.evomerge.control import train_control
+from agentforge.phases.evomerge.data_flow import search_data_flow
 from agentforge.phases.evomerge.evaluator import Evaluator, free_memory, make_evaluator
 from agentforge.phases.evomerge.evolution import (
     FINISHED_EARLY,
@@ -38,7 +39,7 @@ from agentforge.phases.evomerge.measuring import Job, Settings, block_count
 from agentforge.phases.evomerge.members import weights_sha256
 from agentforge.phases.evomerge.parents import Family, Parent, load_family
 from agentforge.phases.evomerge.search import Search, Weights, place_for_weights
-from agentforge.report import PhaseReport
+from agentforge.report import PhaseReport, Table
 from agentforge.resources import TrainingResources
 from agentforge.run.checkpoint import CheckpointStore
 from agentforge.run.context import RunContext
@@ -121,6 +122,15 @@ def _run(
     names = tuple(p.name for p in family.models)
     against = reference([summed[n] for n in names], fitness_band(_params(family.base)))
     compared = {n: report.compare(results[n], summed[n], against, settings.exact) for n in models}
+    extra: tuple[Table, ...] = ()
+    if context.config.evomerge.data_flow_steps:
+        layers = {report.CHAMPION: read, **{p.name: p.weights for p in family.models}}
+        score = summed[report.CHAMPION].accuracy
+        extra = (
+            search_data_flow(
+                search, settings, layers, winner.behaviour, score, lambda: _obey(context)
+            ),
+        )
     usable = invalid_reason(read, family.base.weights) is None
     outcome = report.Outcome(
         config=context.config,
@@ -135,6 +145,7 @@ def _run(
         family=shape,
         control_steps=None if control is None else control.steps,
         hours=_hours(context),
+        extra=extra,
         notes=_notes(context, evolution),
     )
     for figure in final_figures(outcome):
