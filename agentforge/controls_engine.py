@@ -6,19 +6,10 @@ killed run leaves nothing behind.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 from pathlib import Path
 
-
-def die_with_parent(parent: int) -> None:
-    """End this process when its parent ends, or at once when that has happened already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
+from agentforge.run.orphan import die_with_parent
 
 
 def main() -> int:

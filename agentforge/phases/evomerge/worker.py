@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from agentforge.config.schema import ModelConfig
-from agentforge.controls_engine import die_with_parent
 from agentforge.phases.evomerge.measuring import Answer, Job, Settings
+from agentforge.run.orphan import die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
