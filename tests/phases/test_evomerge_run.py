@@ -30,7 +30,7 @@ from tests.phases.evomerge_family import write_family
 from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run
 from tests.unit.fake_wandb import FakeWandb
 
-TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "3"))
+TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "2"))
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +154,10 @@ def test_emitted_wandb_names_are_the_declared_ones(undisturbed: RunLayout) -> No
     assert [sum(row[1:]) for row in usage.data] == [8] * 4
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_another_run_gives_the_same_champion_with_any_number_of_workers(
-    workers: int, undisturbed: RunLayout, family: list[str], tmp_path: Path
+def test_another_run_gives_the_same_champion_with_another_number_of_workers(
+    undisturbed: RunLayout, family: list[str], tmp_path: Path
 ) -> None:
-    layout = run_of(tmp_path, family, f"evomerge.workers={workers}", "evomerge.control_steps=0")
+    layout = run_of(tmp_path, family, "evomerge.workers=2", "evomerge.control_steps=0")
     assert finish(layout) == ExitCode.OK, console(layout)
     wanted = hashes(undisturbed)
     found = hashes(layout)
