@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from agentforge.config.load import Loaded
-from agentforge.config.schema import RunConfig
+from agentforge.config.schema import PhaseName, RunConfig
 from agentforge.errors import DataError, PreflightError
 from agentforge.hardware import measure_machine
 from agentforge.preflight import VOCAB_ROWS, Check, check_run, disk_bytes_needed, planned_phases
@@ -50,7 +51,8 @@ class Plan:
         parameters: Role -> parameters, ``total`` first.
         packed_bytes: Size after Phase 4, computed from the shapes.
         size_category: Row of the adaptive numbers.
-        trainings: The models of Phase 1 in order.
+        trainings: The models of Phase 1 in order, then the control of Phase 2.
+        merges: Models Phase 2 measures in its search at most; 0: no Phase 2.
         batch_tokens: Tokens of one optimiser step at most.
         accumulation: Forward and backward passes of one step; 0 when that cannot be told.
         resources: Resolved values with reasons, one line each.
@@ -70,6 +72,7 @@ class Plan:
     packed_bytes: int
     size_category: str
     trainings: tuple[TrainingPlan, ...]
+    merges: int
     batch_tokens: int
     accumulation: int
     resources: tuple[str, ...]
@@ -135,7 +138,8 @@ def build_plan(loaded: Loaded, directory: Path) -> Plan:
         parameters=roles,
         packed_bytes=packed,
         size_category=category(count.total).name,
-        trainings=_trainings(config),
+        trainings=_trainings(config, phases),
+        merges=_merges(config) if "evomerge" in phases else 0,
         batch_tokens=batch_tokens,
         accumulation=accumulation,
         resources=lines,
@@ -167,6 +171,7 @@ def plan_text(plan: Plan) -> str:
             ("training", "steps", "at most more", "mix"),
             [(t.model, t.steps, t.extra_steps, t.mix) for t in plan.trainings],
         ),
+        *([f"merge search: {plan.merges:,} models measured at most"] if plan.merges else []),
         "",
         f"one step: {plan.batch_tokens:,} tokens at most, in {plan.accumulation or '?'} pass(es)",
         *(f"  {line}" for line in plan.resources),
@@ -189,7 +194,16 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(parts)
 
 
-def _trainings(config: RunConfig) -> tuple[TrainingPlan, ...]:
+def _merges(config: RunConfig) -> int:
+    """Members the search makes when nothing ends it early."""
+    evomerge = config.evomerge
+    children = {"elites": evomerge.population - 2, "six_and_two": evomerge.population}
+    return evomerge.population + evomerge.generations * children.get(evomerge.scheme, 2)
+
+
+def _trainings(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
+    if "cognate" not in phases:
+        return _control(config, phases)
     base = config.cognate.base
     extra = base.extension_steps * base.max_extensions
     found = [TrainingPlan("base", base.steps, extra, _mix(base.mix))]
@@ -197,7 +211,17 @@ def _trainings(config: RunConfig) -> tuple[TrainingPlan, ...]:
         found.append(TrainingPlan(name, one.steps, 0, _mix(one.mix)))
     for ablation in config.cognate.ablations:
         found.append(TrainingPlan(f"ablation {ablation}", base.steps, 0, _mix(base.mix)))
-    return tuple(found)
+    return (*found, *_control(config, phases))
+
+
+def _control(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
+    """Phase 2's multi-task control: as many steps as the specialists together."""
+    steps = config.evomerge.control_steps
+    if steps < 0:
+        steps = sum(s.steps for s in config.cognate.specialists.values())
+    if "evomerge" not in phases or not steps:
+        return ()
+    return (TrainingPlan("control multi_task", steps, 0, "the specialists' mixes by their steps"),)
 
 
 def _mix(mix: dict[str, float]) -> str:

@@ -2,9 +2,10 @@
 
 The checkpoint belongs to the shapes, data, mixes, steps and seeds it was written under, so those
 stay. Free to change are the values that are tunable in a running phase, where the run stops
-(``until``), who answers alerts, where logs go, what is kept on disk, and where it computes: the
-device, the threads and the memory it may use (another device or thread count rounds differently, so
-the resumed run is then no longer bit-identical to the uninterrupted one).
+(``until``), how many processes measure (each has one thread, so results stay the same), who answers
+alerts, where logs go, what is kept on disk, and where it computes: the device, the threads and the
+memory it may use (another device or thread count rounds differently, so the resumed run is then no
+longer bit-identical to the uninterrupted one).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from agentforge.config.keys import schema_keys
 from agentforge.config.load import Loaded, leaves, with_overrides
 from agentforge.errors import ConfigError
 
-FREE_KEYS = frozenset({"until", "on_alert", "data.data_dir", "data.use_hub", "tokenizer.path"})
+FREE_KEYS = frozenset(
+    {"until", "on_alert", "data.data_dir", "data.use_hub", "tokenizer.path", "evomerge.workers"}
+)
 FREE_SECTIONS = ("storage.", "logging.", "resources.")
 
 

@@ -15,6 +15,7 @@ from agentforge.phases.evomerge.history import Evolution, Row
 from agentforge.phases.evomerge.members import Candidate, Member, ranked
 from agentforge.phases.evomerge.search import Search, make_members
 from agentforge.run.checkpoint import CheckpointStore
+from agentforge.run.context import RunContext
 from agentforge.run.manifest import Resolved
 from agentforge.run.storage import look_at_disk
 
@@ -286,10 +287,7 @@ def listen(search: Search, generation: int) -> bool:
         if asked.checkpoint:
             context.control.done(asked, "checkpoint", message="every whole generation is saved")
         if asked.finish:
-            context.manifest.resolved[FINISHED_EARLY] = Resolved(
-                value=True, reason=f"asked for in generation {generation}"
-            )
-            context.save_manifest()
+            finish_early(context, f"in generation {generation}")
             context.control.done(asked, "finish", message="the best member so far is kept")
         if not asked.paused:
             return FINISHED_EARLY in context.manifest.resolved
@@ -314,6 +312,12 @@ def _look_at_disk(search: Search, store: CheckpointStore, generation: int) -> No
         raise RunSuspended(
             f"less than {storage.suspend_below_gb} GB of disk are free (generation {generation})"
         )
+
+
+def finish_early(context: RunContext, when: str) -> None:
+    """Note that the phase is to end with what it has, now and after a resume."""
+    context.manifest.resolved[FINISHED_EARLY] = Resolved(value=True, reason=f"asked for {when}")
+    context.save_manifest()
 
 
 def save(search: Search, evolution: Evolution, store: CheckpointStore) -> None:

@@ -31,6 +31,7 @@ from agentforge.phases.evomerge.evolution import (
     FINISHED_EARLY,
     PHASE,
     evolve,
+    finish_early,
 )
 from agentforge.phases.evomerge.figures import final_figures
 from agentforge.phases.evomerge.fitness import Results, Terms, first_items, reference, terms
@@ -274,17 +275,20 @@ def _params(parent: Parent) -> int:
 
 
 def _obey(context: RunContext) -> None:
-    """Commands outside of the search: the phase is short there, so finishing changes nothing."""
-    asked = context.control.poll(0)
-    if asked.abort or asked.suspend:
-        _leave(asked.abort)
-    context.control.done(asked, message="the search is over, or has not begun: all is saved")
-
-
-def _leave(abort: bool) -> None:
-    if abort:
-        raise RunAborted("aborted while measuring")
-    raise RunSuspended("suspended while measuring; everything found is saved")
+    """Commands outside of the search; asked to finish, the phase skips what has not begun."""
+    while True:
+        asked = context.control.poll(0)
+        if asked.abort:
+            raise RunAborted("aborted while measuring")
+        if asked.suspend:
+            raise RunSuspended("suspended while measuring; everything found is saved")
+        if asked.checkpoint:
+            context.control.done(asked, "checkpoint", message="everything found is saved already")
+        if asked.finish:
+            finish_early(context, "outside of the search")
+            context.control.done(asked, "finish", message="what has not begun is skipped")
+        if not asked.paused:
+            return
 
 
 def _hours(context: RunContext) -> float:
