@@ -6,6 +6,7 @@
     techniques, combo              names of the six, and the eight choices of one from each pair
     recipe, apply                  all numbers of a merge, and the merge itself
     groups, validity, geometry     which weight belongs where, what may not come out, distances
+    pieces                         large tensors a cacheful at a time
 
 All functions are pure: tensors in, new tensors out, nothing changed.
 """

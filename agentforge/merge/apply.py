@@ -84,14 +84,14 @@ def _merge_matrix(
         merged = weighted_deltas(base, parents, shares)
     else:
         # The arc decides the mixture, the weights only how far from the base it goes.
-        merged = base + sum(shares) * (slerp_all(parents, recipe.places) - base)
+        merged = slerp_all(parents, recipe.places).sub_(base).mul_(sum(shares)).add_(base)
     origin = merged if recipe.chain else base
     if second == "dare":
         density = 1.0 if name in NEVER_DROPPED else recipe.density
         arithmetic = dare(origin, parents, shares, density, recipe.seed, name, recipe.scale)
     else:
         arithmetic = ties(origin, parents, shares, recipe.density, recipe.scale)
-    merged = merged + recipe.blend * (arithmetic - merged)
+    merged = arithmetic.sub_(merged).mul_(recipe.blend).add_(merged)
     if third == "franken":
         chosen = franken([merged, *parents], slot)
     else:

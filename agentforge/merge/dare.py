@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agentforge.merge.pieces import blank, pieces
+
 
 def dare(
     base: Tensor,
@@ -40,17 +42,29 @@ def dare(
         raise ValueError(f"density {density} must be above 0 and at most 1")
     if len(tensors) != len(weights):
         raise ValueError(f"{len(tensors)} tensors with {len(weights)} weights")
-    delta = torch.zeros_like(base)
-    for place, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
-        kept = tensor - base
-        if density < 1.0:
-            kept *= drop_mask(kept.shape, density, seed, name, place).to(kept.device)
-        delta.add_(kept, alpha=weight / density)
-    return base + scale * delta
+    merged = blank(base)
+    generators = [_generator(seed, name, place) for place in range(len(tensors))]
+    for out, origin, *parts in pieces(merged, base, *tensors):
+        out.zero_()
+        for part, weight, generator in zip(parts, weights, generators, strict=True):
+            kept = part - origin
+            if density < 1.0:
+                kept.mul_(_drops(kept.shape, density, generator).to(kept.device))
+            out.add_(kept, alpha=weight / density)
+        out.mul_(scale).add_(origin)
+    return merged
 
 
 def drop_mask(shape: torch.Size, density: float, seed: int, name: str, place: int) -> Tensor:
     """Which entries stay, bool of `shape` on the CPU; the same on every machine."""
+    return _drops(shape, density, _generator(seed, name, place)).bool()
+
+
+def _drops(shape: torch.Size, density: float, generator: torch.Generator) -> Tensor:
+    """The generator's next mask of 0 and 1; in floats, as torch multiplies by bool far slower."""
+    return torch.rand(shape, generator=generator).lt_(density)
+
+
+def _generator(seed: int, name: str, place: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{name}/{place}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(shape, generator=generator) < density
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

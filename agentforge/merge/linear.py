@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from agentforge.merge.pieces import blank, pieces
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -27,10 +28,11 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     total = sum(weights)
     if not tensors or len(tensors) != len(weights) or total == 0.0:
         raise ValueError(f"{len(tensors)} tensors with weights {list(weights)}")
-    first = tensors[0]
-    merged = first.clone()
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        merged.add_(tensor - first, alpha=weight / total)
+    merged = blank(tensors[0])
+    for out, first, *others in pieces(merged, *tensors):
+        out.copy_(first)
+        for other, weight in zip(others, weights[1:], strict=True):
+            out.add_(other - first, alpha=weight / total)
     return merged
 
 
@@ -46,7 +48,10 @@ def weighted_deltas(
     """
     if len(tensors) != len(weights):
         raise ValueError(f"{len(tensors)} tensors with {len(weights)} weights")
-    delta = torch.zeros_like(base)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        delta.add_(tensor - base, alpha=weight)
-    return base + scale * delta
+    merged = blank(base)
+    for out, origin, *parts in pieces(merged, base, *tensors):
+        out.zero_()
+        for part, weight in zip(parts, weights, strict=True):
+            out.add_(part - origin, alpha=weight)
+        out.mul_(scale).add_(origin)
+    return merged

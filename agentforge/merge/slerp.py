@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from agentforge.merge.pieces import blank, pieces
+
 PARALLEL = 0.9995
 """Cosine above which the arc is a line: sin(angle) is then below 0.032 and divides badly (the bound
 of the common implementations, kept so that results agree with theirs)."""
@@ -24,15 +26,30 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
         b: Result at ``t = 1``; of the same shape.
         t: Place on the arc, usually 0 to 1.
     """
-    left, right = a.double().flatten(), b.double().flatten()
-    lengths = float(torch.linalg.vector_norm(left)) * float(torch.linalg.vector_norm(right))
-    cosine = float(left @ right) / lengths if lengths > 0.0 else 1.0
+    cosine = _cosine(a, b)
+    merged = blank(a)
     if not abs(cosine) <= PARALLEL:
-        return a + t * (b - a)
+        for out, left, right in pieces(merged, a, b):
+            torch.add(left, (right - left).mul_(t), out=out)
+        return merged
     angle = math.acos(cosine)
     share_a = math.sin((1 - t) * angle) / math.sin(angle)
     share_b = math.sin(t * angle) / math.sin(angle)
-    return share_a * a + share_b * b
+    for out, left, right in pieces(merged, a, b):
+        torch.add(left * share_a, right * share_b, out=out)
+    return merged
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of the angle between flattened tensors, in float64; 1 where one of them is 0."""
+    square_a = square_b = inner = 0.0
+    for left, right in pieces(a, b):
+        x, y = left.double(), right.double()
+        square_a += float(x @ x)
+        square_b += float(y @ y)
+        inner += float(x @ y)
+    lengths = math.sqrt(square_a) * math.sqrt(square_b)
+    return inner / lengths if lengths > 0.0 else 1.0
 
 
 def slerp_all(tensors: Sequence[Tensor], places: Sequence[float]) -> Tensor:

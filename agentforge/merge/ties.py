@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from agentforge.merge.pieces import blank, pieces
 
 
 def ties(
@@ -37,18 +41,29 @@ def ties(
         raise ValueError(f"density {density} must be above 0 and at most 1")
     if len(tensors) != len(weights):
         raise ValueError(f"{len(tensors)} tensors with {len(weights)} weights")
-    deltas = [trim(x - base, density).mul_(w) for x, w in zip(tensors, weights, strict=True)]
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total += delta
-    positive = total >= 0
-    merged, share = torch.zeros_like(base), torch.zeros_like(base)
-    for delta, weight in zip(deltas, weights, strict=True):
-        agrees = torch.where(positive, delta > 0, delta < 0)
-        merged += torch.where(agrees, delta, 0.0)
-        share.add_(agrees, alpha=abs(weight))
-    mean = merged / torch.where(share > 0, share, 1.0)
-    return base + scale * mean
+    borders = [_border(x, base, density) for x in tensors]
+    merged = blank(base)
+    start = 0
+    for out, origin, *parts in pieces(merged, base, *tensors):
+        deltas = [
+            border.trim_(part - origin, start).mul_(w)
+            for part, border, w in zip(parts, borders, weights, strict=True)
+        ]
+        start += out.numel()
+        total = deltas[0].clone()
+        for delta in deltas[1:]:
+            total += delta
+        # +1 and -1, and below 1 where a sign agrees: torch's bool masks take ten times as long.
+        elected = total.ge_(0.0).mul_(2.0).sub_(1.0)
+        out.zero_()
+        share = torch.zeros_like(out)
+        for delta, weight in zip(deltas, weights, strict=True):
+            agreeing = delta.mul_(elected).clamp_(min=0.0)
+            out += agreeing
+            share.add_(agreeing.sign_(), alpha=abs(weight))
+        share += share.clone().eq_(0.0)
+        out.mul_(elected).div_(share).mul_(scale).add_(origin)
+    return merged
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
@@ -56,24 +71,58 @@ def trim(delta: Tensor, density: float) -> Tensor:
 
     Equal magnitudes at the border: the earlier ones in memory stay, so that the count is exact.
     """
-    count = max(1, int(density * delta.numel()))
-    if count >= delta.numel():
-        return delta.clone()
-    sizes = delta.abs().flatten()
-    border = _kth(sizes, delta.numel() - count)
-    kept = sizes >= border
-    surplus = int(kept.sum()) - count
-    if surplus:
-        at_border = torch.nonzero(sizes == border).flatten()
-        kept[at_border[len(at_border) - surplus :]] = False
-    return torch.where(kept.view(delta.shape), delta, 0.0)
+    border = _border(delta, torch.zeros_like(delta), density)
+    return border.trim_(delta.flatten().clone(), 0).view(delta.shape)
 
 
-def _kth(sizes: Tensor, index: int) -> float:
-    """The value at `index` of the sorted entries.
+@dataclass(frozen=True, slots=True)
+class _Border:
+    """Where a delta is trimmed.
 
-    NumPy's partition is vectorised: 10 ms for 4 million entries where torch's kthvalue takes 79.
+    Attributes:
+        size: Magnitudes below are dropped.
+        last: Place from which on magnitudes of just that size are dropped too.
     """
-    if sizes.device.type == "cpu" and sizes.dtype in (torch.float32, torch.float64):
-        return float(np.partition(sizes.numpy(), index)[index])
-    return float(sizes.kthvalue(index + 1).values)
+
+    size: float
+    last: int
+
+    def trim_(self, delta: Tensor, start: int) -> Tensor:
+        """Trim a flat piece in place; its first entry's place in the whole is `start`."""
+        sizes = delta.abs()
+        split = max(0, self.last - start)
+        sizes[:split].ge_(self.size)
+        sizes[split:].gt_(self.size)
+        return delta.mul_(sizes)
+
+
+def _border(tensor: Tensor, base: Tensor, density: float) -> _Border:
+    count = max(1, int(density * base.numel()))
+    if count >= base.numel():
+        return _Border(0.0, base.numel())
+    delta = blank(base)
+    for out, part, origin in pieces(delta, tensor, base):
+        torch.sub(part, origin, out=out).abs_()
+    flat = delta.view(-1)
+    sizes = (flat if flat.dtype == torch.float64 else flat.float()).cpu().numpy()
+    size = kth_smallest(sizes, base.numel() - count)
+    kept = np.count_nonzero(sizes >= size)
+    if kept <= count:
+        return _Border(size, base.numel())
+    equal = np.flatnonzero(sizes == size)
+    return _Border(size, int(equal[len(equal) - (kept - count)]))
+
+
+def kth_smallest(sizes: NDArray[np.floating], index: int) -> float:
+    """What stands at `index` once the magnitudes are sorted; exact, none is NaN.
+
+    Zeros are counted apart where they are many (a token that never occurred leaves a row of them):
+    of many equal values NumPy's partition, else ten times as fast as torch's, takes fifteen times
+    as long.
+    """
+    zeros = int(np.count_nonzero(sizes == 0.0))
+    if index < zeros:
+        return 0.0
+    if zeros > len(sizes) // 16:
+        sizes, index = sizes[sizes != 0.0], index - zeros
+    return float(np.partition(sizes, index)[index])

@@ -6,7 +6,6 @@ a recipe's child does not depend on how it was computed.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agentforge.merge.dare import dare, drop_mask
-from agentforge.merge.importance import importances
 from agentforge.merge.linear import linear, weighted_deltas
 from agentforge.merge.pieces import PIECE, pieces
 from agentforge.merge.slerp import slerp
@@ -125,16 +123,6 @@ def test_dare(shape, density):
     np.testing.assert_allclose(found.double().numpy(), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**40])
-@pytest.mark.parametrize("density", [0.05, 1 / 3, 0.5, 0.9])
-def test_masks_are_those_of_torchs_generator(seed, density):
-    digest = hashlib.sha256(f"{seed}/a.weight/1".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    shape = torch.Size((301, 401))
-    wanted = torch.rand(shape, generator=generator) < density
-    assert torch.equal(drop_mask(shape, density, seed, "a.weight", 1), wanted)
-
-
 @pytest.mark.parametrize("density", [0.05, 0.5, 0.95])
 def test_masks_keep_their_share(density):
     mask = drop_mask(torch.Size((1001, 999)), density, 1, "a.weight", 2)
@@ -161,14 +149,6 @@ def test_masks_of_neighbours_are_independent():
     masks.append(masks[0].roll(1))
     correlations = np.corrcoef(torch.stack(masks).numpy())[np.triu_indices(4, 1)]
     assert np.abs(correlations).max() < 5 / math.sqrt(100_001)
-
-
-@pytest.mark.parametrize("shape", [(1, 7), *SHAPES[2:]])
-def test_importances_are_those_of_the_whole(shape):
-    _, models = models_around(shape, whole=False)
-    sources = [1000.0 + models[0], 3 * models[1], models[2]]
-    inverse = np.array([1 / x.double().numpy().var() for x in sources])
-    np.testing.assert_allclose(importances(sources), inverse / inverse.sum(), rtol=1e-9)
 
 
 @settings(max_examples=200, deadline=None)
