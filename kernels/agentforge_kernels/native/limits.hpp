@@ -1,5 +1,6 @@
 // What this machine can do at best: reading memory, and multiplying int8 in registers. The benchmark
-// compares kernels with these, measured in the same run.
+// compares kernels with these, measured in the same run. Of AMX it is the vector unit's limit, which is what
+// binds a matvec; products of many tokens in tiles exceed it.
 #pragma once
 
 #include "fork_cost.hpp"
