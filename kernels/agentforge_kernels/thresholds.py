@@ -44,6 +44,7 @@ MEMORY = 1 << 28
 
 # In the comments the median ratios at the shares listed, then those far above them.
 BLOCK_SPARSE_BY_LEVEL: dict[str, Table] = {
+    # One token is the matvec of avx512vnni; more were not measured beside tiles and stay dense.
     "amxint8": (
         Threshold(CACHE, 0.20, 1),
         Threshold(MEMORY, 0.15, 1),

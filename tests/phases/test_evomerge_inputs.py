@@ -17,6 +17,7 @@ from agentforge.data.world import SKILLS, generate
 from agentforge.data.world_tokenizer import world_tokenizer
 from agentforge.errors import ConfigError, ExitCode, PreflightError, TrainingError
 from agentforge.events import Alert, Event
+from agentforge.merge.apply import plain_mean
 from agentforge.merge.combo import COMBOS
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
@@ -314,6 +315,13 @@ def test_models_of_two_random_starts_are_refused_and_their_mean_knows_nothing(
     heights = {b.pair: b.height for b in barriers}
     assert heights["a", "b"] < 0.05
     assert heights["a", "c"] > 1.0
+    middle = plain_mean([one, other])
+    scores = []
+    for weights in (one, other, middle):
+        (answer,) = evaluator.measure([Job(weights, Behaviour(), "search")], lambda: None)
+        scores.append(search.terms(answer.results).accuracy)
+    assert min(scores[:2]) > 0.6
+    assert scores[2] < 0.05
 
 
 def start_of(context: RunContext) -> Start:
