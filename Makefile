@@ -24,8 +24,9 @@ $(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 demo: $(INSTALLED)
 	$(BIN)/agentforge-tui --batch --preset $(PRESET) --set seed=$(SEED)
 
-# A worker for each core, up to four; a file stays with one worker, for what its tests share.
-TEST_WORKERS := -n auto --maxprocesses 4 --dist loadfile
+# A worker for each core, up to four; a file stays with one worker, for what its tests share. In the order of the
+# folders: sorted by size, the few long tests of the phases would come last and leave a core idle.
+TEST_WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TEST_WORKERS)
 
