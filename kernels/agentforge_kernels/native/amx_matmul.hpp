@@ -238,8 +238,8 @@ static DenseKernels with_matmul(DenseKernels kernels, DenseMatmul matmul, int64_
   return kernels;
 }
 
-// A tile of 16 tokens costs the same for fewer: measured, from 13 on it is faster than vpdpbusd at every size (1.1-1.9x
-// at 16), at 4 it takes twice as long. int8 weights need no masks: from 4 on it is never slower.
+// A tile of 16 tokens costs the same for fewer: at 4 it takes twice as long as vpdpbusd, at 16 it is 1.1-1.9x as fast.
+// From 13 on it mostly wins; while the tile unit is slow (see log.md) 13 and 17 to 24 tokens were 0.8-1.3x. int8 weights need no masks: from 4 on it is never slower.
 static const DenseKernels dense_kernels =
     with_matmul(avx512::dense_kernels, dense_matmul, 13, kMostMatvecGroups);
 static const DenseKernels int8_kernels = with_matmul(avx512::int8_kernels, int8_matmul, 4, INT64_MAX);
