@@ -19,12 +19,15 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
+from agentforge.merge.recipe import Bounds
 from agentforge.model.attention import window_mask
 from agentforge.model.language_model import CognateLM
 from agentforge.model.record import ForwardRecord
 
 START = -1
 """Where a path comes from before its first layer: the embedding."""
+SCALES = Bounds(0.0, 2.0)
+"""What a jump's scale may be; 1 leaves the layer's input as it is."""
 SCALE_STEP = 0.05
 """Standard deviation of a mutation of one scale."""
 
@@ -57,6 +60,10 @@ class Flow:
             )
         if len(self.scales) != layers + 1 or any(len(row) != layers for row in self.scales):
             raise ValueError(f"scales must be {layers + 1} rows of {layers} numbers")
+        for row in self.scales:
+            for scale in row:
+                if not SCALES.low <= scale <= SCALES.high:
+                    raise ValueError(f"scale {scale} is not within {SCALES.low} to {SCALES.high}")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -112,7 +119,8 @@ def mutate_flow(flow: Flow, rng: np.random.Generator) -> Flow:
     scales = [list(row) for row in flow.scales]
     before = START
     for layer in child.layers:
-        scales[before + 1][layer] += float(rng.normal(0.0, SCALE_STEP))
+        moved = scales[before + 1][layer] + float(rng.normal(0.0, SCALE_STEP))
+        scales[before + 1][layer] = SCALES.clip(moved)
         before = layer
     return replace(child, scales=tuple(tuple(row) for row in scales))
 
@@ -122,10 +130,18 @@ class FlowLM(CognateLM):
 
     Args:
         models: With equal shapes; their blocks are shared, not copied.
-        flow: The path; may be replaced.
+        flow: The path; may be replaced by another through the same layers.
+
+    Raises:
+        ValueError: The path is through other models than these.
     """
 
     def __init__(self, models: Sequence[CognateLM], flow: Flow) -> None:
+        blocks = [len(model.prelude) for model in models]
+        if blocks != [flow.blocks] * flow.models:
+            raise ValueError(
+                f"a path through {flow.models} models of {flow.blocks} layers; these have {blocks}"
+            )
         super().__init__(models[0].config, models[0].vocab_size)
         self.load_state_dict(models[0].state_dict())
         self.to(models[0].rope_cos.device)

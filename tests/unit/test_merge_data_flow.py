@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from agentforge.data.corpus import encode
+from agentforge.data.world import SKILLS, generate
+from agentforge.data.world_tokenizer import world_tokenizer
+from agentforge.evals.items import measure
 from agentforge.merge.data_flow import Flow, FlowLM, first_flow, mutate_flow
 from agentforge.model.attention import window_mask
 from agentforge.model.behaviour import Behaviour
@@ -83,6 +87,41 @@ def test_json_and_what_is_no_path():
         replace(flow, indicator=(True,) * 5)
     with pytest.raises(ValueError, match="7 rows of 6 numbers"):
         replace(flow, scales=((1.0,) * 6,) * 6)
+    for bad in (-0.1, 2.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"scale {bad} is not within 0.0 to 2.0"):
+            replace(flow, scales=((bad,) * 6, *flow.scales[1:]))
     for text in ("{}", "[]"):
         with pytest.raises(ValueError, match="not a data flow"):
             Flow.from_json(text)
+
+
+def test_scales_stay_within_their_bounds():
+    rng = np.random.default_rng(0)
+    flow = first_flow(1, 1)
+    low = replace(flow, scales=((0.0,), (1.0,)))
+    high = replace(flow, scales=((2.0,), (1.0,)))
+    for _ in range(50):
+        assert 0.0 <= mutate_flow(low, rng).scales[0][0] < 0.5
+        assert 1.5 < mutate_flow(high, rng).scales[0][0] <= 2.0
+
+
+def test_a_path_through_other_models_is_refused():
+    with pytest.raises(ValueError, match=r"3 models of 2 layers; these have \[2, 2\]"):
+        FlowLM(MODELS[:2], first_flow(3, BLOCKS))
+    with pytest.raises(ValueError, match="3 models of 1 layers"):
+        FlowLM(MODELS, first_flow(3, 1))
+
+
+def test_a_path_is_measured_as_a_model_is():
+    tokenizer = world_tokenizer()
+    corpora = encode(SKILLS[0], SKILLS[0], generate(SKILLS[0], "search", 12, seed=0), tokenizer, 32)
+    models = [tiny_model(seed, vocab=tokenizer.vocab_size) for seed in range(2)]
+    path = FlowLM(models, first_flow(2, BLOCKS))
+    wanted = measure(models[0], corpora, Behaviour(), tokenizer.pad_id, 4)
+    found = measure(path, corpora, Behaviour(), tokenizer.pad_id, 4)
+    assert np.array_equal(found.loss_sum, wanted.loss_sum)
+    assert np.array_equal(found.correct, wanted.correct)
+    assert found.mean_steps == wanted.mean_steps
+    path.flow = replace(path.flow, indicator=(True, False, False, True))
+    other = measure(path, corpora, Behaviour(), tokenizer.pad_id, 4)
+    assert not np.array_equal(other.loss_sum, wanted.loss_sum)

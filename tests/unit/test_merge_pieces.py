@@ -187,3 +187,27 @@ def test_tensors_that_lie_otherwise_in_memory():
         ties(base.T.contiguous(), [x.contiguous() for x in turned], WEIGHTS, 0.3),
     )
     assert torch.equal(slerp(turned[0], turned[1], 0.4), slerp(models[0], models[1], 0.4).T)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("shape", [(10, 10), (3, PIECE - 1)])
+def test_no_technique_hides_a_value_that_is_not_finite(bad, shape):
+    base, models = models_around(shape, whole=False)
+    models[1][-1, -1] = bad
+    for found in (
+        linear(models, WEIGHTS),
+        weighted_deltas(base, models, WEIGHTS),
+        slerp(models[0], models[1], 0.5),
+        dare(base, models, WEIGHTS, 0.5, 1, "x"),
+        ties(base, models, WEIGHTS, 0.2),
+        ties(base, models, WEIGHTS, 1.0),
+    ):
+        assert not bool(torch.isfinite(found[-1, -1]))
+
+
+def test_dares_mean_over_seeds_of_three_copies_is_the_model():
+    base, models = models_around((20, 20), whole=False)
+    copies, thirds = [models[0]] * 3, (1 / 3,) * 3
+    found = torch.stack([dare(base, copies, thirds, 0.7, s, "x") for s in range(400)]).double()
+    error = found.std(0) / math.sqrt(400)
+    assert float(((found.mean(0) - models[0]).abs() / error.clamp(min=1e-9)).max()) < 5.0
