@@ -138,7 +138,7 @@ def main(levels: list[str]) -> None:
     extension = native.extension
     assert extension is not None, native.unavailable_reason()
     torch.set_num_threads(1)
-    for level in range(4):
+    for level in range(5):
         name = extension.isa_name(level)
         if not extension.isa_reported(level) or (levels and name not in levels):
             continue

@@ -10,7 +10,7 @@ from bench.kernels.process import Entry
 
 GGML_TYPES = ("TQ2_0", "Q4_0", "Q2_K", "F16")
 TORCH_FORMS = ("fp32", "bf16", "int8pack", "int_mm")
-LEVELS = ("avxvnni", "avx2", "portable")
+LEVELS = ("avx512vnni", "avxvnni", "avx2", "portable")
 LEVEL_SHAPES = ((512, 512), (2560, 2560))
 QUICK_PEERS = ("ggml TQ2_0", "torch fp32", "torch bf16", "torch int_mm")
 

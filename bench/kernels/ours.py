@@ -56,7 +56,7 @@ def load_extension(path: str | None = None, isa: str | None = None) -> ModuleTyp
     if not hasattr(extension, "repeat_dense_linear_fused"):
         raise MissingPeerError("the installed extension is too old: build it again")
     if isa is not None:
-        names = [extension.isa_name(level) for level in range(4)]
+        names = [extension.isa_name(level) for level in range(5)]
         if isa not in names or not extension.force_isa(names.index(isa)):
             raise MissingPeerError(f"this machine does not report {isa}")
     return extension

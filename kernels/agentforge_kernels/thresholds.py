@@ -44,6 +44,10 @@ MEMORY = 1 << 28
 
 # In the comments the median ratios at the shares listed, then those far above them.
 BLOCK_SPARSE_BY_LEVEL: dict[str, Table] = {
+    "amxint8": (
+        Threshold(CACHE, 0.20, 1),
+        Threshold(MEMORY, 0.15, 1),
+    ),
     "avx512vnni": (
         Threshold(CACHE, 0.20, 1),  # 1.11; at 75 % zero tiles 3.2
         Threshold(CACHE, 0.25, 64),  # 1.10-1.15; at 75 % 2.8
@@ -67,6 +71,10 @@ BLOCK_SPARSE_BY_LEVEL: dict[str, Table] = {
     ),
 }
 ACTIVATION_SPARSE_BY_LEVEL: dict[str, Table] = {
+    "amxint8": (
+        Threshold(CACHE, 0.40, 1),
+        Threshold(MEMORY, 0.35, 1),
+    ),
     "avx512vnni": (
         Threshold(CACHE, 0.40, 1),  # 1.09; at 90 % zero activations 4.7
         Threshold(CACHE, 0.55, 2),  # 1.17; at 90 % 3.7

@@ -16,7 +16,7 @@ if native.extension is None:
     pytest.skip(f"{native.unavailable_reason()}", allow_module_level=True)
 
 extension = native.extension
-LEVELS = [level for level in range(4) if extension.isa_reported(level)]
+LEVELS = [level for level in range(5) if extension.isa_reported(level)]
 LEVEL_NAMES = [extension.isa_name(level) for level in LEVELS]
 
 

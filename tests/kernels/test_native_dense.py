@@ -378,8 +378,8 @@ def test_levels_are_forced_and_released() -> None:
         assert extension.isa() == level
     assert extension.force_isa(-1)
     assert extension.isa() == best == max(LEVELS)
-    assert not extension.force_isa(4)
+    assert not extension.force_isa(5)
     assert not extension.force_isa(-2)
-    for level in set(range(4)) - set(LEVELS):
+    for level in set(range(5)) - set(LEVELS):
         assert not extension.force_isa(level)
     assert extension.isa() == best

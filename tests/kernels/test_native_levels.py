@@ -26,8 +26,8 @@ from tests.kernels.native_cases import activations_of, expected, extension, rand
 
 NATIVE = Path(agentforge_kernels.__file__).parent / "native"
 COMPILER = shutil.which("g++") or shutil.which("c++")
-PORTABLE, AVX2, AVX_VNNI, AVX512_VNNI = range(4)
-NAMES = [extension.isa_name(level) for level in range(4)]
+PORTABLE, AVX2, AVX_VNNI, AVX512_VNNI, AMX_INT8 = range(5)
+NAMES = [extension.isa_name(level) for level in range(5)]
 
 # The smallest matmul that reaches the matvec and the tile of a level, in a process of its own: an
 # instruction the processor does not know ends it.
@@ -67,7 +67,7 @@ def forced(level: int) -> Iterator[None]:
         extension.force_isa(-1)
 
 
-every_level = pytest.mark.parametrize("level", range(4), ids=NAMES)
+every_level = pytest.mark.parametrize("level", range(5), ids=NAMES)
 
 
 def multiply(
@@ -249,7 +249,7 @@ def test_levels_agree_on_normalised_activations_to_one_step() -> None:
     weight = torch.rand(1000, generator=generator) + 0.5
     wanted, scale, _ = reference.quantize_activations(x, weight, 1e-5)
     seen = 0
-    for level in range(4):
+    for level in range(5):
         if not can_run(level):
             continue
         with forced(level):

@@ -21,7 +21,7 @@ both_operations = pytest.mark.parametrize(
 
 @both_operations
 def test_every_level_and_size_has_thresholds(by_level: dict[str, Table]) -> None:
-    assert set(by_level) == {extension.isa_name(level) for level in range(4)}
+    assert set(by_level) == {extension.isa_name(level) for level in range(5)}
     for table in by_level.values():
         assert {row.most_bytes for row in table} == {CACHE, MEMORY}
 

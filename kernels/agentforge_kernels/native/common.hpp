@@ -21,6 +21,15 @@
 #define AGENTFORGE_X86 0
 #endif
 
+// AMX tiles: GCC 11, clang 12; only Linux is asked for the permission to use them (isa.hpp).
+#define AGENTFORGE_AMX 0
+#if AGENTFORGE_X86 && defined(__x86_64__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxint8intrin.h>)
+#undef AGENTFORGE_AMX
+#define AGENTFORGE_AMX 1
+#endif
+#endif
+
 // Sections compiled for one instruction set. GCC and clang spell them differently.
 #define AGENTFORGE_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
@@ -41,6 +50,8 @@
 #define AGENTFORGE_TARGET_AVXVNNI AGENTFORGE_TARGET("avx2,fma,f16c,avxvnni")
 #define AGENTFORGE_TARGET_AVX512VNNI \
   AGENTFORGE_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+#define AGENTFORGE_TARGET_AMXINT8 \
+  AGENTFORGE_TARGET("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 // Entry points: one copy of a call, although Python and the benchmark both make it.
 #define AGENTFORGE_ENTRY static __attribute__((noinline))
 #define AGENTFORGE_INLINE inline __attribute__((always_inline))

@@ -301,8 +301,10 @@ static inline int64_t multiply_tokens(const Call& call, const Input& input) {
 
 // The tokens as int8: given, or quantised into `memory` of quantized_bytes by all parts together.
 static inline int64_t quantized_bytes(const QuantizedInput&, int64_t) { return 0; }
+// An odd number of 64-byte lines from token to token: lines of several tokens then do not meet in a cache's set.
+static inline int64_t quantized_stride(const FloatInput& input) { return round_up(input.columns, 64) | 64; }
 static inline int64_t quantized_bytes(const FloatInput& input, int64_t tokens) {
-  return round_up(tokens * (round_up(input.columns, 64) + 8), 64);
+  return round_up(tokens * (quantized_stride(input) + 8), 64);
 }
 
 static inline QuantizedInput quantize_part(const DenseKernels&, const QuantizedInput& input, char*, int64_t,
@@ -312,18 +314,19 @@ static inline QuantizedInput quantize_part(const DenseKernels&, const QuantizedI
 
 static inline QuantizedInput quantize_part(const DenseKernels& kernels, const FloatInput& input, char* memory,
                                            int64_t tokens, int64_t part, int64_t parts) {
-  const int64_t stride = round_up(input.columns, 64);
+  const int64_t stride = quantized_stride(input);
   int8_t* const q = reinterpret_cast<int8_t*>(memory);
   float* const scale = reinterpret_cast<float*>(memory + tokens * stride);
   int32_t* const sum = reinterpret_cast<int32_t*>(scale + tokens);
   const int64_t end = part_begin(tokens, part + 1, parts);
   for (int64_t token = part_begin(tokens, part, parts); token < end; ++token)
-    scale[token] = kernels.quantize_row(input, token, stride, q + token * stride, sum + token);
+    scale[token] = kernels.quantize_row(input, token, round_up(input.columns, 64), q + token * stride, sum + token);
   wait_for_all(parts);
   return {q, stride, scale, sum};
 }
 
-// Threads take tokens first, so that nobody prepares what another one also does, then panels.
+// Threads take tokens first, so that nobody prepares what another one also does, then panels; or the other way
+// round where it is weights that are prepared (matmul_panels_first).
 template <typename Input>
 static inline int64_t multiply_all_rows(const DenseCall& call, const Input& input) {
   const DenseKernels& kernels = *call.kernels;
@@ -335,15 +338,17 @@ static inline int64_t multiply_all_rows(const DenseCall& call, const Input& inpu
   FirstBadToken bad;
   fork_join(threads, [&](int64_t part, int64_t parts) {
     const QuantizedInput tokens = quantize_part(kernels, input, memory, call.tokens, part, parts);
-    const int64_t token_parts = smaller(parts, tiles);
-    const int64_t panel_parts = smaller(parts / token_parts, call.panel_count());
+    const TileGrid grid(call.tokens, kernels.matmul_tile_tokens, call.panel_count(), parts);
+    const int64_t token_parts = kernels.matmul_panels_first ? grid.tile_parts : smaller(parts, tiles);
+    const int64_t panel_parts =
+        kernels.matmul_panels_first ? grid.panel_parts : smaller(parts / token_parts, call.panel_count());
     const int64_t token_part = part % token_parts, panel_part = part / token_parts;
     if (panel_part >= panel_parts) return;
     const int64_t begin = part_begin(tiles, token_part, token_parts) * kernels.matmul_tile_tokens;
     const int64_t end = smaller(part_begin(tiles, token_part + 1, token_parts) * kernels.matmul_tile_tokens, call.tokens);
     const QuantizedInput own = tokens.from_token(begin);
     const Epilogue epilogue = call.epilogue.from_token(begin);
-    kernels.matmul({call.panels, call.groups(), own.q, own.stride, own.scale, end - begin, &epilogue,
+    kernels.matmul({call.panels, call.groups(), own.q, own.stride, own.scale, own.sum, end - begin, &epilogue,
                     part_begin(call.panel_count(), panel_part, panel_parts),
                     part_begin(call.panel_count(), panel_part + 1, panel_parts),
                     memory + shared_bytes + part * kernels.matmul_scratch});
@@ -366,7 +371,8 @@ static inline int64_t multiply(const DenseCall& call, const Input& input) {
     DenseCall chunk = call;
     chunk.tokens = smaller(most_tokens, call.tokens - token);
     chunk.epilogue = call.epilogue.from_token(token);
-    const bool all_rows = kernels.matmul && chunk.tokens >= kernels.matmul_least_tokens;
+    const bool all_rows = kernels.matmul && chunk.tokens >= kernels.matmul_least_tokens &&
+                          chunk.groups() <= kernels.matmul_most_groups;
     const int64_t bad_in_chunk = all_rows ? multiply_all_rows(chunk, input.from_token(token))
                                           : multiply_tokens(chunk, input.from_token(token));
     if (bad == kAllFinite && bad_in_chunk != kAllFinite) bad = token + bad_in_chunk;

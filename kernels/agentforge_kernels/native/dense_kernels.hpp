@@ -68,6 +68,7 @@ struct MatmulCall {
   const int8_t* q;
   int64_t q_stride;    // bytes between tokens
   const float* scale;  // [tokens]
+  const int32_t* sum;  // [tokens]
   int64_t tokens;
   const Epilogue* epilogue;
   int64_t panel_begin;
@@ -85,12 +86,15 @@ struct DenseKernels {
   int tile_tokens;                        // tokens of the largest tile, 1..kMostTileTokens
   DenseTile tile[kMostTileTokens + 1];    // [T], T = 1..tile_tokens; [0] unused
   PackTokens pack[kMostTileTokens + 1];   // [T] likewise
-  // Instead of tiles, from matmul_least_tokens on, where a level prepares something that serves all rows.
+  // Instead of tiles, from matmul_least_tokens on, where a level prepares something that serves all rows or all
+  // tokens of a call.
   DenseMatmul matmul = nullptr;
   int64_t matmul_least_tokens = 0;
   int64_t matmul_tile_tokens = 0;  // tokens it takes at a time: where tokens are split among threads
   int64_t matmul_scratch = 0;      // bytes a thread
   int64_t group_bytes = kGroupBytes;  // 64 rows x 16 columns of weights as this table's kernels read them
+  bool matmul_panels_first = false;  // threads share the panels, and tokens only where panels are too few
+  int64_t matmul_most_groups = INT64_MAX;
 };
 
 // q [tokens][stride] to words [count][tokens], any instruction set.

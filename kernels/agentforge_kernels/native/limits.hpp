@@ -121,6 +121,7 @@ struct LimitKernels {
 static inline LimitKernels limit_kernels() {
 #if AGENTFORGE_X86
   switch (current_isa()) {
+    case kAmxInt8:
     case kAvx512Vnni: return {read_avx512, multiply_avx512};
     case kAvxVnni: return {read_avx2, isa_reported(kAvxVnni) ? multiply_avxvnni : nullptr};
     case kAvx2: return {read_avx2, multiply_avx2};

@@ -21,6 +21,7 @@ namespace agentforge {
 static bool force_isa(int level, bool even_if_unreported) {
   if (level < -1 || level >= kIsaLevels) return false;
   if (level >= 0 && !AGENTFORGE_X86 && level != kPortable) return false;
+  if (level == kAmxInt8 && !AGENTFORGE_AMX) return false;
   if (level >= 0 && !isa_reported(level) && !even_if_unreported) return false;
   forced_isa.store(level);
   return true;
@@ -36,7 +37,7 @@ static uintptr_t openmp_address() {
 
 static void bind_isa(nanobind::module_& module) {
   namespace nb = nanobind;
-  module.def("isa", &current_isa, "Level of instruction set in use: 0 portable, 1 avx2, 2 avxvnni, 3 avx512vnni.");
+  module.def("isa", &current_isa, "Level of instruction set in use: 0 portable, 1 avx2, 2 avxvnni, 3 avx512vnni, 4 amxint8.");
   module.def("best_isa", &best_isa, "Highest level this processor and operating system report.");
   module.def(
       "isa_reported", [](int level) { return level >= 0 && level < kIsaLevels && isa_reported(level); },

@@ -1,6 +1,7 @@
 // The tables of sparse and int8 kernels of each level of instruction set.
 #pragma once
 
+#include "amx_matmul.hpp"
 #include "avx2_int8.hpp"
 #include "avx2_sparse.hpp"
 #include "avx512_int8.hpp"
@@ -16,6 +17,7 @@ namespace agentforge {
 static inline const SparseKernels& sparse_kernels_of(int level) {
 #if AGENTFORGE_X86
   switch (level) {
+    case kAmxInt8:
     case kAvx512Vnni: return avx512::sparse_kernels;
     case kAvxVnni: return avxvnni::sparse_kernels;
     case kAvx2: return avx2::sparse_kernels;
@@ -30,6 +32,9 @@ static inline const SparseKernels& sparse_kernels_of(int level) {
 static inline const DenseKernels& int8_kernels_of(int level) {
 #if AGENTFORGE_X86
   switch (level) {
+#if AGENTFORGE_AMX
+    case kAmxInt8: return amx::int8_kernels;
+#endif
     case kAvx512Vnni: return avx512::int8_kernels;
     case kAvxVnni: return avxvnni::int8_kernels;
     case kAvx2: return avx2::int8_kernels;
