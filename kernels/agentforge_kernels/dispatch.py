@@ -106,7 +106,7 @@ def missing_reason(name: str, device: torch.device) -> str | None:
 
 
 def instruction_set() -> str:
-    """Level of the native kernels in use: portable, avx2, avxvnni or avx512vnni.
+    """Level of the native kernels in use: portable, avx2, avxvnni, avx512vnni or amxint8.
 
     Raises:
         BackendUnavailableError: The extension was not built or does not load.

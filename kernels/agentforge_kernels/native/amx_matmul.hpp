@@ -4,8 +4,8 @@
 // 16 lines of weights: a line is four columns of 16 rows, one unsigned byte each, which is what a line of panels
 // (pack.hpp, under one of the nested masks) and a line of int8 lanes (pack_lanes.hpp) are. Four such tiles are the
 // 64 rows of a panel. Two token tiles meet two weight tiles at a time: 4 loads (8 cycles each) for 4 products (16
-// cycles each). One token tile meets all four, with 5 loads. Beside another hardware thread loads and products
-// hardly overlap (measured: 24 ns a product with 4 loads before 4 products, 30 ns with 5; alone 6.4 and 6.4).
+// cycles each). One token tile meets all four, with 5 loads. At times loads and products hardly overlap
+// (docs/log.md): 24 ns a product with 4 loads before 4 products, 30 ns with 5, instead of 6.4 to 7 with either.
 #pragma once
 
 #include "avx512_dense.hpp"
@@ -17,13 +17,18 @@ AGENTFORGE_TARGET_AMXINT8
 namespace agentforge::amx {
 
 constexpr int64_t kTileTokens = 16;
+// Where tiles are not slower than vpdpbusd, also at the times when loads and products do not overlap; at others
+// they gain from 9 tokens on. The int8 head waits for memory longer.
+constexpr int64_t kLeastTokens = 12;
+constexpr int64_t kLeastInt8Tokens = 16;
 constexpr int64_t kTileLineBytes = 64;  // 64 activations, or four columns of 16 rows of weights
 constexpr int64_t kStepColumns = 64;
 constexpr int64_t kStepGroups = kStepColumns / kGroupColumns;
 constexpr int64_t kStepLines = kStepColumns / kLineColumns;
 constexpr int64_t kTileBytes = kStepLines * kTileLineBytes;
-// Weights as tiles read them stay in the first-level cache for all tokens: 512 columns are 32 KB.
-constexpr int64_t kBlockSteps = 8;
+// Columns of a block, 1,024: its weights as tiles read them are 64 KB. Half as many fit the first-level cache but
+// move sums to memory and back twice as often, which costs 4-10 % at 256 tokens.
+constexpr int64_t kBlockSteps = 16;
 constexpr int64_t kBlockGroups = kBlockSteps * kStepGroups;
 // Tokens that take turns on a block of weights: their activations should stay in the second-level cache.
 constexpr int64_t kMostTurnTokens = 256;
@@ -226,11 +231,12 @@ static __attribute__((noinline)) void multiply_turn(const MatmulCall& call, bool
   const int64_t tiles = ceil_div(call.tokens, kTileTokens);
   const int64_t tile_tokens = ceil_div(call.tokens, tiles);
   const int64_t last_groups = call.groups % kStepGroups;
-  if (last_groups != 0)
-    for (int64_t token = 0; token < call.tokens; ++token)
-      _mm512_store_si512(scratch.last_q + token * kStepColumns,
-                         _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << 4 * last_groups) - 1),
-                                                  call.q + token * call.q_stride + (call.groups - last_groups) * kGroupColumns));
+  if (last_groups != 0) {
+    const __mmask16 present = static_cast<__mmask16>((1u << 4 * last_groups) - 1);
+    const int8_t* q = call.q + (call.groups - last_groups) * kGroupColumns;
+    for (int64_t token = 0; token < call.tokens; ++token, q += call.q_stride)
+      _mm512_store_si512(scratch.last_q + token * kStepColumns, _mm512_maskz_loadu_epi32(present, q));
+  }
   const TileShapes shapes(tile_tokens);
   _tile_loadconfig(&shapes);
   Unfinished unfinished(call, ternary);
@@ -252,7 +258,8 @@ static __attribute__((noinline)) void multiply_turn(const MatmulCall& call, bool
           if (single)
             multiply_single(block.weights, q, call.q_stride, block.steps, unfinished, finish);
           else
-            multiply_pairs(block.weights, pair, q, call.q_stride, next * call.q_stride, block.steps, unfinished, finish);
+            multiply_pairs(block.weights, pair, q, call.q_stride, next * call.q_stride, block.steps, unfinished,
+                           finish);
           if (block.last_groups != 0) {
             if (single)
               multiply_single(block.last, last_q, kStepColumns, 1, unfinished, 0);
@@ -309,8 +316,9 @@ static DenseKernels with_matmul(DenseKernels kernels, DenseMatmul matmul, int64_
 }
 
 static const DenseKernels dense_kernels =
-    with_matmul(avx512::dense_kernels, dense_matmul, 4, kMostMatvecGroups);
-static const DenseKernels int8_kernels = with_matmul(avx512::int8_kernels, int8_matmul, 4, INT64_MAX);
+    with_matmul(avx512::dense_kernels, dense_matmul, kLeastTokens, kMostMatvecGroups);
+static const DenseKernels int8_kernels =
+    with_matmul(avx512::int8_kernels, int8_matmul, kLeastInt8Tokens, INT64_MAX);
 
 }  // namespace agentforge::amx
 #endif
