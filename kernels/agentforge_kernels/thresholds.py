@@ -47,9 +47,9 @@ BLOCK_SPARSE_BY_LEVEL: dict[str, Table] = {
     # As avx512vnni up to the tokens from which on dense multiplies with tiles.
     "amxint8": (
         Threshold(CACHE, 0.20, 1),
-        Threshold(CACHE, 0.25, 11),
+        Threshold(CACHE, 0.25, 12),
         Threshold(MEMORY, 0.15, 1),
-        Threshold(MEMORY, 0.20, 11),
+        Threshold(MEMORY, 0.20, 12),
     ),
     "avx512vnni": (
         Threshold(CACHE, 0.20, 1),  # 1.11; at 75 % zero tiles 3.2
@@ -78,10 +78,10 @@ ACTIVATION_SPARSE_BY_LEVEL: dict[str, Table] = {
     "amxint8": (
         Threshold(CACHE, 0.40, 1),
         Threshold(CACHE, 0.55, 2),
-        Threshold(CACHE, 0.65, 11),
+        Threshold(CACHE, 0.65, 12),
         Threshold(MEMORY, 0.35, 1),
         Threshold(MEMORY, 0.55, 2),
-        Threshold(MEMORY, 0.65, 11),
+        Threshold(MEMORY, 0.65, 12),
     ),
     "avx512vnni": (
         Threshold(CACHE, 0.40, 1),  # 1.09; at 90 % zero activations 4.7

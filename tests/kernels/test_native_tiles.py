@@ -23,7 +23,7 @@ if "amxint8" not in LEVEL_NAMES:
     pytest.skip("this machine does not report amxint8", allow_module_level=True)
 
 LEVEL = next(level for level in range(5) if extension.isa_name(level) == "amxint8")
-# Tiles begin at 12 tokens, and at 16 for int8; a turn has at most 256.
+# Tiles begin at 13 tokens, and at 16 for int8; a turn has at most 256.
 TOKENS = [*range(1, 34), 48, 49, 255, 256, 257, 300]
 
 both_thread_counts = pytest.mark.parametrize("threads", [1, 2])

@@ -17,9 +17,9 @@ AGENTFORGE_TARGET_AMXINT8
 namespace agentforge::amx {
 
 constexpr int64_t kTileTokens = 16;
-// Where tiles are not slower than vpdpbusd, also at the times when loads and products do not overlap; at others
-// they gain from 9 tokens on. The int8 head waits for memory longer.
-constexpr int64_t kLeastTokens = 12;
+// Where tiles are worth it: at the times when loads and products overlap they gain from 9 tokens on, at others from
+// 13, and 17 to 23 (a second tile, hardly filled) lose up to a fifth. The int8 head waits for memory longer.
+constexpr int64_t kLeastTokens = 13;
 constexpr int64_t kLeastInt8Tokens = 16;
 constexpr int64_t kTileLineBytes = 64;  // 64 activations, or four columns of 16 rows of weights
 constexpr int64_t kStepColumns = 64;
