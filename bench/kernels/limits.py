@@ -17,8 +17,8 @@ from bench.kernels.ours import load_extension
 
 PREFETCHES = (0, 1024, 4096)
 """Bytes; what reads fastest differs between processors and levels of cache."""
-_SAMPLE = 1 << 22
-"""Multiply-accumulates at least in a measurement of the multiplier (4 to 40 us)."""
+_SAMPLE = 1 << 24
+"""Multiply-accumulates at least in a measurement of the multiplier (6 us with tiles, to 160 us)."""
 
 
 class Read:
@@ -84,5 +84,5 @@ class Multiply:
         """Seconds of the multiplications of ``repeats`` calls."""
         wanted = case.multiplies * repeats
         done = max(wanted, _SAMPLE)
-        seconds: float = self._extension.measure_multiply(done, case.threads)
+        seconds: float = self._extension.measure_multiply(done, case.threads, case.m)
         return seconds * wanted / done

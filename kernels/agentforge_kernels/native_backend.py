@@ -1,4 +1,4 @@
-"""The C++ backend: AVX-512-VNNI, AVX-VNNI, AVX2 or portable code, chosen when the program runs.
+"""The C++ backend: AMX, AVX-512-VNNI, AVX-VNNI, AVX2 or portable code, chosen at run time.
 
 Hands raw addresses to the extension (0.1 us a call), so here every tensor is made contiguous and
 checked for dtype, size and device: memory that is not ours is never read, whatever the caller did.

@@ -44,10 +44,12 @@ MEMORY = 1 << 28
 
 # In the comments the median ratios at the shares listed, then those far above them.
 BLOCK_SPARSE_BY_LEVEL: dict[str, Table] = {
-    # One token is the matvec of avx512vnni; more were not measured beside tiles and stay dense.
+    # As avx512vnni up to the tokens from which on dense multiplies with tiles.
     "amxint8": (
         Threshold(CACHE, 0.20, 1),
+        Threshold(CACHE, 0.25, 12),
         Threshold(MEMORY, 0.15, 1),
+        Threshold(MEMORY, 0.20, 12),
     ),
     "avx512vnni": (
         Threshold(CACHE, 0.20, 1),  # 1.11; at 75 % zero tiles 3.2
@@ -72,9 +74,14 @@ BLOCK_SPARSE_BY_LEVEL: dict[str, Table] = {
     ),
 }
 ACTIVATION_SPARSE_BY_LEVEL: dict[str, Table] = {
+    # Likewise.
     "amxint8": (
         Threshold(CACHE, 0.40, 1),
+        Threshold(CACHE, 0.55, 2),
+        Threshold(CACHE, 0.65, 12),
         Threshold(MEMORY, 0.35, 1),
+        Threshold(MEMORY, 0.55, 2),
+        Threshold(MEMORY, 0.65, 12),
     ),
     "avx512vnni": (
         Threshold(CACHE, 0.40, 1),  # 1.09; at 90 % zero activations 4.7

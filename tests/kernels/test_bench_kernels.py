@@ -171,7 +171,8 @@ def test_the_results_in_the_repository_are_complete_and_consistent() -> None:
         key = (case.label, case.n, case.k, case.m, case.threads)
         assert key in ours
         for entry in plan.entries:
-            if entry.expects(case) and entry.backend != "machine":
+            own_level = entry.name == f"native {ours[key].isa}"  # the best there: ours itself
+            if entry.expects(case) and entry.backend != "machine" and not own_level:
                 assert (key, entry.name) in present
     for row in rows:
         assert row.machine

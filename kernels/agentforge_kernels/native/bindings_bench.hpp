@@ -55,8 +55,9 @@ static inline void bind_bench(nanobind::module_& module) {
       "Seconds of reading `bytes` (rounded down to 512 a thread) `repeats` times, prefetching `prefetch` "
       "bytes ahead (0: not at all).");
   module.def("measure_multiply", &seconds_of_multiplying, nb::arg("multiplies"), nb::arg("threads"),
+             nb::arg("tokens") = 1,
              "Seconds of so many int8 multiply-accumulates in registers, with the instruction the level in "
-             "use multiplies with; 0 where no such instruction is known.");
+             "use multiplies so many tokens with; 0 where no such instruction is known.");
 }
 
 }  // namespace agentforge

@@ -4,6 +4,7 @@
 //   dense_kernels, sparse_kernels       the slots of a level of instruction set,
 //   dispatch, sparse_dispatch           and who fills them
 //   portable, avx2, avxvnni, avx512_*   kernels of one level: dense ternary, *_int8, *_sparse
+//   amx_matmul                          several tokens with AMX tiles; the rest of that level is AVX-512's
 //   pack, pack_columns, pack_lanes      stored forms to the layouts kernels read
 //   quantize, dense, block_sparse,      drivers: work over tokens, panels, column blocks and threads
 //   activation_sparse
