@@ -115,3 +115,10 @@ def test_nothing_is_read_beyond_a_row_of_activations(columns: int) -> None:
             0, output.data_ptr(), rows, columns, 1,
         )  # fmt: skip
     assert torch.equal(output, expected(activations, trits, scale))
+
+
+@both_thread_counts
+@pytest.mark.parametrize("tokens", [1, 12, 13, 256])
+def test_the_limit_of_the_benchmark_runs_and_counts(threads: int, tokens: int) -> None:
+    with level_in_use(LEVEL):
+        assert extension.measure_multiply(1 << 20, threads, tokens) > 0.0

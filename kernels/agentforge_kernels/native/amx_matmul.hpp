@@ -55,6 +55,13 @@ struct alignas(64) TileShapes {
       rows[tile] = static_cast<uint8_t>(tile < 6 ? tokens : kStepLines);
     }
   }
+
+  // GCC's intrinsic says that it reads eight bytes: without the barrier the other stores may be dropped, and an
+  // undefined configuration is a general protection fault.
+  void load() const {
+    __asm__ volatile("" : : "r"(this) : "memory");
+    _tile_loadconfig(this);
+  }
 };
 
 // The weight tiles of some columns of a panel: where the four of the first step lie, and how far the next ones.
@@ -238,7 +245,7 @@ static __attribute__((noinline)) void multiply_turn(const MatmulCall& call, bool
       _mm512_store_si512(scratch.last_q + token * kStepColumns, _mm512_maskz_loadu_epi32(present, q));
   }
   const TileShapes shapes(tile_tokens);
-  _tile_loadconfig(&shapes);
+  shapes.load();
   Unfinished unfinished(call, ternary);
   for (int64_t panel = call.panel_begin; panel < call.panel_end; ++panel) {
     for (int64_t group = 0; group < call.groups; group += kBlockGroups) {

@@ -118,7 +118,7 @@ namespace agentforge {
 // Full tiles, whatever the tokens: a product of 16 tokens takes 16 cycles, one of 8 still 12.
 static int64_t multiply_amx(int64_t rounds) {
   const amx::TileShapes shapes(amx::kTileTokens);
-  _tile_loadconfig(&shapes);
+  shapes.load();
   for (int64_t round = 0; round < rounds; ++round) {
     AGENTFORGE_UNROLL for (int i = 0; i < kRoundInstructions / 4; ++i) {
       _tile_dpbsud(0, 4, 6);
