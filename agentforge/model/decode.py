@@ -38,6 +38,11 @@ class KeyValueCache:
         self.key, self.value = key[:, :, -self.window :], value[:, :, -self.window :]
         return self.key, self.value
 
+    def select(self, rows: Tensor) -> None:
+        """Keep, drop or repeat rows."""
+        if self.key is not None and self.value is not None:
+            self.key, self.value = self.key[rows], self.value[rows]
+
 
 @dataclass(slots=True)
 class MemoryCache:
@@ -46,6 +51,14 @@ class MemoryCache:
     state: MemoryState
     recent: Tensor
     """(B, 2, 3M): what the causal filter still needs."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, drop or repeat rows."""
+        state = self.state
+        self.state = MemoryState(
+            state.weight[rows], state.momentum[rows], state.chunk_weight[rows], state.position
+        )
+        self.recent = self.recent[rows]
 
 
 class Decoder:
@@ -101,6 +114,17 @@ class Decoder:
         answer = self._recurse(x, rope)
         self.position += 1
         return model.embedding.logits(answer)[:, 0]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with some rows: drop those that ended, or repeat a prompt for several thoughts.
+
+        Args:
+            rows: (N,) int64, indices of today's rows; the new batch is N.
+        """
+        for cache in (*self.prelude, *(c for step in self.core for c in step)):
+            cache.select(rows)
+        for memory in self.memory.values():
+            memory.select(rows)
 
     def _block(
         self,

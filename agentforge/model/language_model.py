@@ -155,7 +155,16 @@ class CognateLM(nn.Module):
     def forward(
         self, ids: Tensor, behaviour: Behaviour, record: ForwardRecord | None = None
     ) -> Forward:
-        """Inference over whole sequences with per-token halting: the reference of all executors.
+        """`run` without gradients: what measuring uses."""
+        return self.run(ids, behaviour, record)
+
+    def run(
+        self, ids: Tensor, behaviour: Behaviour, record: ForwardRecord | None = None
+    ) -> Forward:
+        """Whole sequences with per-token halting, as deployed: the reference of all executors.
+
+        Gradients flow through the steps that were taken; where a position halts is no function of
+        the weights to them. Phase 3 trains the deployed model with it.
 
         Args:
             ids: (B, T) int64.
@@ -166,14 +175,20 @@ class CognateLM(nn.Module):
             Final answer states and the steps each position took.
         """
         h = self.encode(ids, behaviour.write_budget, record)
-        rope = self.rope(ids.shape[1])
         mask = window_mask(ids.shape[1], self.config.window, ids.device)
+        return self.recurse(h, self.rope(ids.shape[1]), mask, behaviour)
+
+    def recurse(
+        self, h: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, behaviour: Behaviour
+    ) -> Forward:
+        """The recursive core with per-token halting over prelude states h (B, T, D)."""
         total = behaviour.recursion_steps or self.config.recursion_steps
         latent: Tensor | None = None
         answer: Tensor | None = None
-        survival = torch.ones(ids.shape, device=ids.device)
-        active = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
-        steps = torch.zeros(ids.shape, dtype=torch.int64, device=ids.device)
+        shape, device = h.shape[:2], h.device
+        survival = torch.ones(shape, device=device)
+        active = torch.ones(shape, dtype=torch.bool, device=device)
+        steps = torch.zeros(shape, dtype=torch.int64, device=device)
         for step in range(total):
             frozen_latent, frozen_answer = latent, answer
             keep = None if latent is None else ~active[..., None]
@@ -189,7 +204,7 @@ class CognateLM(nn.Module):
             answer = answer if keep is None else freeze(keep, frozen_answer, answer)
             steps += active
             if step + 1 < total:
-                survival = survival * (1 - torch.sigmoid(self.halting(answer)))
+                survival = survival * (1 - torch.sigmoid(self.halting(answer.detach()))).detach()
                 active = active & (1 - survival < behaviour.halting_threshold)
                 if not bool(active.any()):
                     break

@@ -89,7 +89,7 @@ def recurrent_memory(x: MemoryInputs, state: MemoryState, chunk: int) -> Tensor:
         if state.position % chunk == 0:
             state.chunk_weight = state.weight
         k, v = x.key[:, t], x.value[:, t]
-        error = _limited(v - (state.chunk_weight @ k[..., None])[..., 0])
+        error = limited_error(v - (state.chunk_weight @ k[..., None])[..., 0])
         surprise = (x.theta[:, t, None] * error)[..., None] * k[:, None, :]
         state.momentum = x.log_eta[:, t].exp()[:, None, None] * state.momentum + surprise
         keep = x.log_keep[:, t].exp()[:, None, None]
@@ -122,7 +122,7 @@ def chunked_memory(x: MemoryInputs, chunk: int) -> tuple[Tensor, Tensor]:
         decay_eta = _decay(log_eta, future)
         share = decay_keep @ decay_eta
         error = v if weight is None else v - k @ weight.transpose(1, 2)
-        write = x.theta[:, part, None] * _limited(error)
+        write = x.theta[:, part, None] * limited_error(error)
         y = (share * (q @ k.transpose(1, 2))) @ write
         from_momentum = decay_keep @ log_eta.exp()[..., None]
         if weight is not None and momentum is not None:
@@ -141,7 +141,7 @@ def chunked_memory(x: MemoryInputs, chunk: int) -> tuple[Tensor, Tensor]:
     return torch.cat(reads, dim=1), torch.cat(errors, dim=1)
 
 
-def _limited(error: Tensor) -> Tensor:
+def limited_error(error: Tensor) -> Tensor:
     """Prediction errors (..., M) shortened to `ERROR_LIMIT`; shorter ones keep every bit."""
     longest = ERROR_LIMIT * error.shape[-1] ** 0.5
     shrink: Tensor = longest / error.norm(dim=-1, keepdim=True).clamp(min=longest)
