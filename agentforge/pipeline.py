@@ -11,6 +11,7 @@ from agentforge.hardware import ResourceSampler
 from agentforge.phases.cognate.artifacts import remove_controls
 from agentforge.phases.cognate.phase import run_cognate
 from agentforge.phases.evomerge.phase import run_evomerge
+from agentforge.phases.quietstar.phase import run_quietstar
 from agentforge.phases.resources import settle_resources
 from agentforge.preflight import check_run, planned_phases, require
 from agentforge.report import PhaseReport, build_report, save_phase_report
@@ -18,7 +19,7 @@ from agentforge.resources import TrainingResources
 from agentforge.run.context import RunContext
 from agentforge.run.storage import directory_bytes
 
-PHASE_FUNCTIONS = {"cognate": run_cognate, "evomerge": run_evomerge}
+PHASE_FUNCTIONS = {"cognate": run_cognate, "evomerge": run_evomerge, "quietstar": run_quietstar}
 
 
 def run_pipeline(context: RunContext) -> int:

@@ -11,27 +11,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from agentforge.config.quietstar import QuietStarConfig
+from agentforge.config.section import TUNABLE, Section, Share
 
 PhaseName = Literal["cognate", "evomerge", "quietstar", "bitnet"]
 PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar", "bitnet")
-BUILT_PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge")
+BUILT_PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar")
 """The phases this version contains."""
 
 Specialty = Literal["reasoning", "memory", "speed"]
 SPECIALTIES: tuple[Specialty, ...] = ("reasoning", "memory", "speed")
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Mix = dict[str, Annotated[float, Field(ge=0.0)]]
 """Shares by skill (built-in world) or category (records); renormalised over what is present."""
-
-TUNABLE: dict[str, JsonValue] = {"tunable": True}
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MemoryConfig(Section):
@@ -415,6 +409,22 @@ class GateConfig(Section):
         0.3, ge=0, description="Mean cosine distance of the parents' deltas from the base."
     )
     evolution_hours: float = Field(2.0, gt=0, description="Wall-clock hours of Phase 2.")
+    convergence: Share = Field(
+        0.85, description="Phase 3: free generations of the baked model that keep to the form."
+    )
+    given_thought: Share = Field(
+        0.9, description="Phase 3: answers that are right where the thought is right."
+    )
+    thought_gain: float = Field(
+        0.03, ge=0, description="Phase 3: accuracy over the baked model and Phase 2's champion."
+    )
+    forgetting: Share = Field(
+        0.05, description="Phase 3: what a skill that was not baked may lose at most."
+    )
+    answer_ms: float = Field(200.0, gt=0, description="Phase 3: time of an answer with thoughts.")
+    thinking_usage: Share = Field(
+        0.8, description="Phase 3: generations that open a thought (documented: .8, warn at .7)."
+    )
 
 
 class ResourceConfig(Section):
@@ -492,6 +502,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     cognate: CognateConfig
     evomerge: EvoMergeConfig = EvoMergeConfig()
+    quietstar: QuietStarConfig = QuietStarConfig()
     gates: GateConfig = GateConfig()
     resources: ResourceConfig = ResourceConfig()
     storage: StorageConfig = StorageConfig()

@@ -25,17 +25,24 @@ class MicroBatch:
         targets: (B, T) int64, the next token, `IGNORE` where there is no loss.
         valid: (B, T) bool, False on padding.
         rows: Which items of the request each row is, (B,).
+        answer: (B, T) bool, targets that belong to the answer behind a thought.
     """
 
     ids: Tensor
     targets: Tensor
     valid: Tensor
     rows: tuple[int, ...]
+    answer: Tensor
 
     @property
     def target_count(self) -> int:
         """Tokens that carry loss."""
         return int((self.targets != IGNORE).sum())
+
+    def loss_weight(self, answer_weight: float) -> float:
+        """Sum of the targets' weights when those of answers weigh so much."""
+        extra = int((self.answer & (self.targets != IGNORE)).sum())
+        return self.target_count + (answer_weight - 1.0) * extra
 
     @property
     def valid_count(self) -> int:
@@ -51,6 +58,7 @@ class MicroBatch:
             self.targets.to(device, non_blocking=True),
             self.valid.to(device, non_blocking=True),
             self.rows,
+            self.answer.to(device, non_blocking=True),
         )
 
 
@@ -95,12 +103,20 @@ def _pad(
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     targets = np.full((len(rows), width), IGNORE, dtype=np.int64)
     valid = np.zeros((len(rows), width), dtype=np.bool_)
+    answer = np.zeros((len(rows), width), dtype=np.bool_)
     for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
         name, index = items[row]
         first = int(corpora[name].first_target[index])
         ids[i, : len(sequence) - 1] = sequence[:-1]
         targets[i, first - 1 : len(sequence) - 1] = sequence[first:]
         valid[i, : len(sequence) - 1] = True
+        start = corpora[name].answer_start
+        if start is not None:
+            answer[i, int(start[index]) - 1 : len(sequence) - 1] = True
     return MicroBatch(
-        torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(valid), tuple(rows)
+        torch.from_numpy(ids),
+        torch.from_numpy(targets),
+        torch.from_numpy(valid),
+        tuple(rows),
+        torch.from_numpy(answer),
     )

@@ -34,6 +34,8 @@ class Corpus:
     first_target: NDArray[np.int32]
     difficulty: NDArray[np.int32]
     cut: int = 0
+    answer_start: NDArray[np.int32] | None = None
+    """(n,) index within the item where the answer behind a thought begins; None: no thoughts."""
 
     def __len__(self) -> int:
         return len(self.first_target)
@@ -52,6 +54,7 @@ class Corpus:
             offsets=self.offsets[start : stop + 1] - first,
             first_target=self.first_target[start:stop],
             difficulty=self.difficulty[start:stop],
+            answer_start=None if self.answer_start is None else self.answer_start[start:stop],
         )
 
     @property

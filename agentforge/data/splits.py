@@ -31,5 +31,14 @@ def split_of(example: Example) -> Split:
     Questions about one passage go together: of DROP's and BoolQ's questions a held-out one would
     otherwise come with a passage that was trained on.
     """
-    digest = hashlib.blake2b(split_key(example).encode(), digest_size=8).digest()
+    return _of_key(split_key(example))
+
+
+def split_of_text(text: str) -> Split:
+    """The split of a question on its own."""
+    return _of_key(normalise(text))
+
+
+def _of_key(key: str) -> Split:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return _TENTHS[int.from_bytes(digest, "big") % 10]

@@ -35,6 +35,16 @@ _PLACES = ("river", "house", "tree", "road", "hill", "bridge")
 _NEAR = ("near", "under", "behind", "beside")
 _MOVES = ("ran", "walked", "slept", "waited", "played", "hid")
 
+REASONING_WORDS = tuple(
+    """
+    step by split into parts try to refute as an expert from another side and doubt weigh the
+    evidence using two fields correct say how sure add is it yes no but so known x open a clerk
+    baker farmer coins cakes cows rain sun dogs cats count words numbers
+    """.split()
+)
+"""Words of Phase 3's questions and thoughts (`agentforge/reasoning/`): in the vocabulary from the
+start, so that shapes never change."""
+
 
 def _digits(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(10) for _ in range(count)]
@@ -161,9 +171,8 @@ def generate(kind: str, split: Split, count: int, seed: int) -> list[Example]:
 def words() -> list[str]:
     """Every word the world uses, sorted; the tokenizer makes each one piece."""
     rng = random.Random(0)
-    text = [
-        w for group in (_SIZES, _COLOURS, _ANIMALS, _VERBS, _PLACES, _NEAR, _MOVES) for w in group
-    ]
+    groups = (_SIZES, _COLOURS, _ANIMALS, _VERBS, _PLACES, _NEAR, _MOVES, REASONING_WORDS)
+    text = [w for group in groups for w in group]
     for make in _MAKERS.values():
         for _ in range(20):
             example = make(rng)

@@ -62,10 +62,11 @@ def training_loss(
     valid: Tensor,
     behaviour: Behaviour,
     objective: HaltingObjective,
-    target_count: int,
+    target_count: float,
     valid_count: int,
     vocab_chunk: int = 0,
     record: ForwardRecord | None = None,
+    weights: Tensor | None = None,
 ) -> LossParts:
     """Loss of one micro-batch.
 
@@ -76,14 +77,14 @@ def training_loss(
         valid: (B, T) bool, False on padding.
         behaviour: Write budget and steps; nothing halts in training.
         objective: Prior and its weight.
-        target_count: Target tokens N of the whole batch.
+        target_count: Target tokens N of the whole batch, or the sum of their weights.
         valid_count: Non-padding positions M of the whole batch.
         vocab_chunk: Target tokens whose logits exist at once; 0: all.
         record: Where the forward pass notes its statistics.
+        weights: (B, T) fp32, weight of each target; default 1.
     """
     answers = model.answers(ids, behaviour, record)
     wanted = targets != IGNORE
-    labels = targets[wanted]
     embedding = model.embedding
 
     def cross_entropy(answer: Tensor, where: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,9 @@ def training_loss(
             features, embedding.table, targets[where], weights, vocab_chunk
         )
 
-    ones = torch.ones(labels.shape, device=ids.device)
+    if weights is None:
+        weights = torch.ones(targets.shape, device=ids.device)
+    ones = weights[wanted]
     if len(answers) == 1 or not objective.enabled:
         last, _ = cross_entropy(answers[-1], wanted, ones)
         steps = torch.full((int(valid.sum()),), float(len(answers)), device=ids.device)
@@ -102,9 +105,9 @@ def training_loss(
     chosen = wanted & _sampled(targets, objective.early_stride)
     task = torch.zeros((), device=ids.device)
     for answer, log_share in zip(answers[:-1], log_p[:-1], strict=True):
-        task = task + cross_entropy(answer, chosen, log_share[chosen].exp())[0]
+        task = task + cross_entropy(answer, chosen, weights[chosen] * log_share[chosen].exp())[0]
     share = torch.where(chosen, log_p[-1].exp(), 1.0)[wanted]
-    last, ce = cross_entropy(answers[-1], wanted, share)
+    last, ce = cross_entropy(answers[-1], wanted, ones * share)
     task = task + last
 
     log_p = log_p[:, valid]

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from agentforge.data.tokenizers import TextTokenizer
-from agentforge.events import ArtifactSaved
 from agentforge.model.behaviour import Behaviour
 from agentforge.phases.cognate.stages import Stage
 from agentforge.phases.cognate.training import Training
+from agentforge.run.artifacts import note_artifact
 from agentforge.run.context import RunContext
-from agentforge.run.manifest import Artifact
 from agentforge.run.tensor_file import SavedFile, load_model, save_model
 
 PHASE = "cognate"
@@ -73,24 +72,7 @@ def save_trained(
             "tokenizer": tokenizer.fingerprint,
         },
     )
-    artifact = Artifact(
-        name=artifact_name(stage.model, stage.phase),
-        phase=stage.phase,
-        path=context.layout.relative(path),
-        bytes=saved.bytes,
-        sha256=saved.sha256,
-    )
-    context.manifest.artifacts[artifact.name] = artifact
-    context.save_manifest()
-    context.emit(
-        ArtifactSaved(
-            phase=stage.phase,
-            name=artifact.name,
-            path=artifact.path,
-            bytes=artifact.bytes,
-            sha256=artifact.sha256,
-        )
-    )
+    note_artifact(context, stage.phase, artifact_name(stage.model, stage.phase), saved)
 
 
 def load_trained(context: RunContext, stage: Stage) -> Trained | None:
@@ -99,7 +81,16 @@ def load_trained(context: RunContext, stage: Stage) -> Trained | None:
     Raises:
         CheckpointError: The file is missing, truncated or altered.
     """
-    artifact = context.manifest.artifacts.get(artifact_name(stage.model, stage.phase))
+    return load_named(context, artifact_name(stage.model, stage.phase))
+
+
+def load_named(context: RunContext, name: str) -> Trained | None:
+    """A model of this run by its artefact's name; None when there is none yet.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or altered.
+    """
+    artifact = context.manifest.artifacts.get(name)
     if artifact is None:
         return None
     path = context.layout.root / artifact.path

@@ -36,6 +36,10 @@ class Stage:
             branch sees all stages from its start).
         max_extensions, extension_steps, target_fitness: Train on while the fitness is short.
         phase: The phase it belongs to; Phase 2 trains its multi-task control like a specialist.
+        batch_size: Sequences of a step; 0: Phase 1's.
+        curriculum_ends: Ends of the curriculum stages as shares of the steps; None: Phase 1's.
+        answer_weight: Weight of the tokens of answers behind a thought.
+        halve_on_extension: Whether an extension halves the learning rates.
     """
 
     model: str
@@ -52,6 +56,10 @@ class Stage:
     extension_steps: int = 0
     target_fitness: float = 0.0
     phase: str = "cognate"
+    batch_size: int = 0
+    curriculum_ends: tuple[float, float, float] | None = None
+    answer_weight: float = 1.0
+    halve_on_extension: bool = False
 
 
 def base_stage(config: RunConfig) -> Stage:

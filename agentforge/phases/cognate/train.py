@@ -120,7 +120,8 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
     """Draw a batch, take the step (again after a remedy), tell of it."""
     config, stage, data = bench.context.config, training.stage, bench.data
     training.optimizer.lr_scale = config.cognate.optim.lr_scale * 0.5**training.halvings
-    level = stage_at(training.step, stage.steps, config.data.curriculum) if stage.curriculum else 3
+    ends = stage.curriculum_ends or config.data.curriculum
+    level = stage_at(training.step, stage.steps, ends) if stage.curriculum else 3
     weights = data.weights(stage.mix, level)
     if level != training.curriculum:
         training.curriculum = level
@@ -130,7 +131,7 @@ def _one_step(bench: Bench, training: Training, started: float, first: int) -> N
                 phase=stage.phase, model=stage.model, stage=level, step=training.step, mix=weights
             )
         )
-    items = training.sampler.draw(weights, config.cognate.batch_size)
+    items = training.sampler.draw(weights, stage.batch_size or config.cognate.batch_size)
     result = _with_less_memory(bench, training, items)
     if result is None:
         return
@@ -340,6 +341,7 @@ def _extend(bench: Bench, training: Training) -> bool:
     if fitness >= stage.target_fitness:
         return False
     training.extend(stage.extension_steps)
+    training.halvings += stage.halve_on_extension
     done, total = bench.progress
     bench.progress = (done, total + stage.extension_steps)
     bench.context.emit(

@@ -228,6 +228,7 @@ def take_step(
     device = model.rope_cos.device
     batches = micro_batches(data.train, items, training.micro_batch_tokens, data.tokenizer.pad_id)
     targets = sum(b.target_count for b in batches)
+    weight = sum(b.loss_weight(stage.answer_weight) for b in batches)
     tokens = sum(b.valid_count for b in batches)
     training.optimizer.zero_grad()
     task, last = 0.0, 0.0
@@ -235,7 +236,7 @@ def take_step(
     for batch in batches:
         record = ForwardRecord(valid=batch.valid.to(device))
         objective = replace(stage.objective, beta=beta if stage.objective.enabled else 0.0)
-        parts = _forward(training, batch.to(device), resources, objective, targets, tokens, record)
+        parts = _forward(training, batch.to(device), resources, objective, weight, tokens, record)
         scaler = training.optimizer.scaler
         (scaler.scale(parts.total) if scaler else parts.total).backward()  # type: ignore[no-untyped-call]
         task += float(parts.task_sum)
@@ -252,7 +253,7 @@ def take_step(
     steps = torch.cat(expected)
     weights = torch.tensor([b.valid_count for b in batches], dtype=torch.float64)
     return StepResult(
-        loss=task / targets,
+        loss=task / weight,
         last_loss=last / targets,
         stats=stats,
         tokens=tokens,
@@ -275,11 +276,15 @@ def _forward(
     batch: MicroBatch,
     resources: TrainingResources,
     objective: HaltingObjective,
-    targets: int,
+    weight: float,
     tokens: int,
     record: ForwardRecord,
 ) -> LossParts:
     dtype = AUTOCAST.get(resources.precision.value)
+    answers = training.stage.answer_weight
+    weights = None
+    if answers != 1.0:
+        weights = torch.where(batch.answer, answers, torch.ones((), device=batch.ids.device))
     with torch.autocast(batch.ids.device.type, dtype, enabled=dtype is not None):
         return training_loss(
             training.model,
@@ -288,10 +293,11 @@ def _forward(
             batch.valid,
             training.stage.train_behaviour,
             objective,
-            targets,
+            weight,
             tokens,
             resources.vocab_chunk.value,
             record,
+            weights,
         )
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from torch import Tensor
 
 from agentforge.data.tokenizers import TextTokenizer
 from agentforge.errors import CheckpointError
-from agentforge.events import ArtifactSaved
 from agentforge.phases.evomerge.evolution import PHASE
 from agentforge.phases.evomerge.history import Evolution
 from agentforge.phases.evomerge.members import Member
 from agentforge.phases.evomerge.search import Search
+from agentforge.run.artifacts import note_artifact
 from agentforge.run.atomic import write_atomic
 from agentforge.run.context import RunContext
-from agentforge.run.manifest import Artifact
 from agentforge.run.tensor_file import SavedFile, file_sha256, save_model
 
 CHAMPION = f"{PHASE}.champion"
@@ -35,7 +33,9 @@ def save_search(search: Search, evolution: Evolution) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evolution_log.json"
     write_atomic(path, json.dumps(evolution.to_json(), indent=1) + "\n")
-    _note(search.context, LOG, SavedFile(path, path.stat().st_size, file_sha256(path)))
+    note_artifact(
+        search.context, PHASE, LOG, SavedFile(path, path.stat().st_size, file_sha256(path))
+    )
 
 
 def load_search(search: Search) -> Evolution | None:
@@ -91,30 +91,8 @@ def save_champion(
             "tokenizer": tokenizer.fingerprint,
         },
     )
-    _note(context, CHAMPION, saved)
+    note_artifact(context, PHASE, CHAMPION, saved)
     return saved
-
-
-def _note(context: RunContext, name: str, saved: SavedFile) -> None:
-    """Put a file into the manifest and tell of it."""
-    artifact = Artifact(
-        name=name,
-        phase=PHASE,
-        path=context.layout.relative(Path(saved.path)),
-        bytes=saved.bytes,
-        sha256=saved.sha256,
-    )
-    context.manifest.artifacts[name] = artifact
-    context.save_manifest()
-    context.emit(
-        ArtifactSaved(
-            phase=PHASE,
-            name=name,
-            path=artifact.path,
-            bytes=artifact.bytes,
-            sha256=artifact.sha256,
-        )
-    )
 
 
 def _file(context: RunContext, name: str) -> SavedFile | None:

@@ -1,0 +1,79 @@
+"""The files of Phase 3: the reasoning model with its generation defaults, and the set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from torch import Tensor
+
+from agentforge.config.schema import RunConfig
+from agentforge.data.tokenizers import TextTokenizer
+from agentforge.model.behaviour import Behaviour
+from agentforge.phases.quietstar.bake import PHASE
+from agentforge.phases.quietstar.data import ReasoningData
+from agentforge.reasoning.dataset import EXAMPLES, METADATA, SetMetadata, metadata_json
+from agentforge.reasoning.example import ReasoningExample
+from agentforge.run.artifacts import note_artifact
+from agentforge.run.atomic import write_atomic
+from agentforge.run.context import RunContext
+from agentforge.run.tensor_file import SavedFile, file_sha256, save_model
+
+REASONING = f"{PHASE}.reasoning"
+DATASET = f"{PHASE}.dataset"
+
+
+def save_reasoning_model(
+    context: RunContext,
+    weights: Mapping[str, Tensor],
+    behaviour: Behaviour,
+    tokenizer: TextTokenizer,
+    baked_sha256: str,
+    steps: int,
+    thoughts_passed: bool,
+) -> SavedFile:
+    """Write the model that is handed on, with how it is run and how it generates by default."""
+    config = context.config
+    path = context.layout.artifacts / PHASE / "reasoning.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = save_model(
+        path,
+        weights,
+        {
+            "model": "reasoning",
+            "parent": "baked",
+            "baked_sha256": baked_sha256,
+            "behaviour": json.dumps(asdict(behaviour)),
+            "generation": json.dumps(generation_defaults(config)),
+            "steps": str(steps),
+            "thoughts_passed": json.dumps(thoughts_passed),
+            "shapes": config.model.model_dump_json(),
+            "vocab_size": str(tokenizer.vocab_size),
+            "tokenizer": tokenizer.fingerprint,
+        },
+    )
+    note_artifact(context, PHASE, REASONING, saved)
+    return saved
+
+
+def generation_defaults(config: RunConfig) -> dict[str, float | int | bool]:
+    """What chat and all gates of Phases 3 and 4 use: temperature, length, thinking on."""
+    wanted = config.quietstar
+    return {
+        "temperature": wanted.temperature,
+        "max_new_tokens": wanted.max_new_tokens,
+        "thinking": True,
+    }
+
+
+def save_dataset(context: RunContext, reasoning: ReasoningData) -> None:
+    """Write what was baked as a set that can be read and baked again."""
+    folder = context.layout.artifacts / PHASE / "dataset"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: Sequence[ReasoningExample] = [e for found in reasoning.examples.values() for e in found]
+    path = folder / EXAMPLES
+    write_atomic(path, "".join(f"{e.model_dump_json()}\n" for e in rows))
+    metadata = SetMetadata(target=len(rows), tried=len(rows), source=reasoning.source)
+    write_atomic(folder / METADATA, metadata_json(metadata))
+    note_artifact(context, PHASE, DATASET, SavedFile(path, path.stat().st_size, file_sha256(path)))
