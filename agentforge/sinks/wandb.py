@@ -37,6 +37,7 @@ from agentforge.events import (
     TableDone,
 )
 from agentforge.run.atomic import write_atomic
+from agentforge.sinks.wandb_charts import follow, quietstar_charts
 from agentforge.sinks.wandb_metrics import (
     STEP_METRICS,
     Value,
@@ -57,8 +58,15 @@ _NAMED_TABLES = {
     "evolution/history": "evolution/history",
     "combos/effectiveness": "combos/effectiveness",
     "combos/usage": "charts/combo_usage",
+    "baking/strategy_accuracy_table": "baking/strategy_accuracy_table",
+    "quietstar/coherence": "charts/coherence_distribution",
 }
 """Tables of a report with a documented name of their own."""
+_BARS = {
+    "charts/act_distribution": "Halting steps",
+    "charts/coherence_distribution": "Coherence of thoughts",
+}
+"""Those that are drawn as bars, first column against last."""
 
 
 @dataclass(slots=True)
@@ -73,6 +81,8 @@ class _ModelRun:
     drawn: int = 0
     """Entries of `steps` the last chart showed."""
     stage_since: float | None = None
+    followed: dict[str, list[float]] = field(default_factory=dict)
+    """Figures of Phase 3 that its charts show, in the order they came."""
 
 
 class WandbSink:
@@ -128,13 +138,18 @@ class WandbSink:
             case StepDone():
                 run = self._run(event.phase, event.model)
                 run.steps.append((event.step, event.loss, event.lr, event.grad_norm))
-                self._log(run, metrics_of(event))
+                values = metrics_of(event)
+                follow(run.followed, event.phase, values)
+                self._log(run, values)
             case GenerationDone():
                 run = self._run(event.phase, "")
                 run.generations.append(event)
                 self._log(run, metrics_of(event))
             case EvalDone():
-                self._log(self._run(event.phase, event.model), metrics_of(event))
+                run = self._run(event.phase, event.model)
+                values = metrics_of(event)
+                follow(run.followed, event.phase, values)
+                self._log(run, values)
             case CurriculumStage():
                 run = self._run(event.phase, event.model)
                 self._log(run, self._close_epoch(run, stamped.t) | metrics_of(event))
@@ -229,6 +244,8 @@ class WandbSink:
         if run is not None and event.stage == "evolution":
             self._log(run, self._evolution_charts(run.generations))
             return
+        if run is not None and event.phase == "quietstar":
+            self._log(run, quietstar_charts(self._wandb(), run.followed, event.stage))
         if run is None or len(run.steps) == run.drawn:
             return  # an evaluation, or a training that logged no step
         run.drawn = len(run.steps)
@@ -268,10 +285,8 @@ class WandbSink:
         name = _NAMED_TABLES.get(event.name, f"tables/{event.name}")
         rows = [list(row) for row in event.rows]
         value = wandb.Table(columns=list(event.columns), data=rows)
-        if name == "charts/act_distribution":
-            value = wandb.plot.bar(
-                value, event.columns[0], event.columns[-1], title="Halting steps"
-            )
+        if name in _BARS:
+            value = wandb.plot.bar(value, event.columns[0], event.columns[-1], title=_BARS[name])
         self._log(self._run(event.phase, ""), {name: value})
 
     def _log_checkpoint(self, event: ArtifactSaved) -> None:

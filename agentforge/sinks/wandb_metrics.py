@@ -18,6 +18,7 @@ from agentforge.events import (
 )
 from agentforge.sinks.wandb_metric import Metric
 from agentforge.sinks.wandb_phase2 import PHASE2_METRICS
+from agentforge.sinks.wandb_phase3 import PHASE3_METRICS, quietstar_step
 
 Value = float | dict[str, float]
 
@@ -111,25 +112,34 @@ PHASE1_METRICS: tuple[Metric, ...] = (
     Metric("tables/*", f"all other tables; {_EXTENDED}", "TableDone", optional=True),
 )
 
-_DECLARED = (*PHASE1_METRICS, *PHASE2_METRICS)
+_DECLARED = (*PHASE1_METRICS, *PHASE2_METRICS, *PHASE3_METRICS)
 _NAMES = frozenset(m.name for m in _DECLARED)
 _FAMILIES = tuple(m.name.removesuffix("*") for m in _DECLARED if m.name.endswith("/*"))
 REQUIRED: frozenset[str] = frozenset(m.name for m in PHASE1_METRICS if not m.optional)
 """Names that a complete Phase 1 run emits on any machine."""
 REQUIRED_PHASE2: frozenset[str] = frozenset(m.name for m in PHASE2_METRICS if not m.optional)
 """Names that a complete Phase 2 run emits on any machine."""
+REQUIRED_PHASE3: frozenset[str] = frozenset(m.name for m in PHASE3_METRICS if not m.optional)
+"""Names that a complete Phase 3 run emits on any machine."""
 
 ARTIFACT_KINDS = ("checkpoint", "config", "curves")
 _PHASE_RUNS = {
     "cognate": "phase1-cognate",
     "cognate.controls": "phase1-cognate",
     "evomerge": "phase2-evomerge",
+    "quietstar": "phase3-quietstar",
 }
-_FILES = {"evomerge.champion": "phase2-champion", "evomerge.evolution_log": "phase2-evolution-log"}
+_FILES = {
+    "evomerge.champion": "phase2-champion",
+    "evomerge.evolution_log": "phase2-evolution-log",
+    "quietstar.baked": "phase3-baked-model",
+    "quietstar.reasoner": "phase3-reasoning-model",
+    "quietstar.dataset": "phase3-reasoning-dataset",
+}
 """Artefacts with a documented name, by their name in the manifest."""
 STEP_METRICS = {"phase2-evomerge": "evolution/generation"}
 """X axis of a W&B run whose metrics do not follow training steps."""
-SUMMARY_MODELS = frozenset({"", "base", "all", "champion"})
+SUMMARY_MODELS = frozenset({"", "base", "all", "champion", "baked", "reasoner"})
 """Models whose figures go to the phase's own run instead of one of their own."""
 
 
@@ -180,6 +190,8 @@ def metrics_of(event: Event) -> dict[str, Value]:
     Tables, charts and times between events are made by the sink.
     """
     match event:
+        case StepDone() if event.phase == "quietstar":
+            return dict(quietstar_step(event))
         case StepDone():
             return {
                 "train/step": event.step,

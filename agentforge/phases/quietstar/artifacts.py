@@ -20,7 +20,7 @@ from agentforge.run.atomic import write_atomic
 from agentforge.run.context import RunContext
 from agentforge.run.tensor_file import SavedFile, file_sha256, save_model
 
-REASONING = f"{PHASE}.reasoning"
+REASONER = f"{PHASE}.reasoner"
 DATASET = f"{PHASE}.dataset"
 
 
@@ -35,13 +35,13 @@ def save_reasoning_model(
 ) -> SavedFile:
     """Write the model that is handed on, with how it is run and how it generates by default."""
     config = context.config
-    path = context.layout.artifacts / PHASE / "reasoning.safetensors"
+    path = context.layout.artifacts / PHASE / "reasoner.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = save_model(
         path,
         weights,
         {
-            "model": "reasoning",
+            "model": "reasoner",
             "parent": "baked",
             "baked_sha256": baked_sha256,
             "behaviour": json.dumps(asdict(behaviour)),
@@ -53,7 +53,7 @@ def save_reasoning_model(
             "tokenizer": tokenizer.fingerprint,
         },
     )
-    note_artifact(context, PHASE, REASONING, saved)
+    note_artifact(context, PHASE, REASONER, saved)
     return saved
 
 

@@ -37,6 +37,7 @@ class ReasoningData:
         prepared: Phase 1's corpora with those of the thoughts; mixes count thoughts and skills.
         search: Questions looked at while training.
         report: Questions of the report.
+        held_out: Solved search questions as a corpus, for the masked loss and accuracy.
         replayed: Corpora that are replayed.
         examples: Training examples.
         right: Share of them without a corrupted step.
@@ -47,6 +48,7 @@ class ReasoningData:
     prepared: Prepared
     search: list[Question]
     report: list[Question]
+    held_out: Corpus
     replayed: tuple[str, ...]
     examples: dict[str, list[ReasoningExample]]
     right: float
@@ -75,11 +77,18 @@ def prepare_reasoning(config: RunConfig, data: Prepared) -> ReasoningData:
             for s in STRATEGIES
         }
         search = _builtin_questions("search", wanted.search_items)
+        solved = [
+            e
+            for s in STRATEGIES
+            for e in examples(s.name, "search", wanted.search_items, 0, 0.0, 1.0)
+        ]
         report = _builtin_questions("report", wanted.report_items)
     else:
         found_set.require_accepted()
         train = _of_split(found_set, "train")
         search = _set_questions(found_set, "search", wanted.search_items)
+        held = _of_split(found_set, "search")
+        solved = [e for rows in held.values() for e in rows[: wanted.search_items]]
         report = _set_questions(found_set, "report", wanted.report_items)
     lacking = [s.name for s in STRATEGIES if not train.get(s.name)]
     if lacking:
@@ -112,6 +121,7 @@ def prepare_reasoning(config: RunConfig, data: Prepared) -> ReasoningData:
         ),
         search=search,
         report=report,
+        held_out=encode_thoughts("held_out", solved, data.tokenizer, limit),
         replayed=replayed,
         examples=train,
         right=sum(e.quality >= 1.0 for e in everything) / len(everything),

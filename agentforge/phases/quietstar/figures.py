@@ -23,13 +23,13 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     examples = sum(len(e) for e in outcome.reasoning.examples.values())
     yield _figure("baked", "baking/total_examples", float(examples), 1)
     lengths = [len(a.thought) for a in final.judged.answered if a.opened]
-    yield _figure("reasoning", "rl/avg_coherence_score", float(scores.score.mean()), n)
-    yield _figure("reasoning", "rl/semantic_coherence", float(scores.semantic.mean()), n)
-    yield _figure("reasoning", "rl/syntactic_coherence", float(scores.syntactic.mean()), n)
-    yield _figure("reasoning", "rl/predictive_coherence", float(scores.predictive.mean()), n)
-    yield _figure("reasoning", "rl/final_coherence", float(scores.score.mean()), n)
+    yield _figure("reasoner", "rl/avg_coherence_score", float(scores.score.mean()), n)
+    yield _figure("reasoner", "rl/semantic_coherence", float(scores.semantic.mean()), n)
+    yield _figure("reasoner", "rl/syntactic_coherence", float(scores.syntactic.mean()), n)
+    yield _figure("reasoner", "rl/predictive_coherence", float(scores.predictive.mean()), n)
+    yield _figure("reasoner", "rl/final_coherence", float(scores.score.mean()), n)
     if lengths:
-        yield _figure("reasoning", "rl/final_thought_length", float(np.mean(lengths)), n)
+        yield _figure("reasoner", "rl/final_thought_length", float(np.mean(lengths)), n)
     for name, test in (
         ("rl/thought_diversity", "diversity"),
         ("rl/divergence_from_direct", "divergence"),
@@ -37,15 +37,15 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     ):
         value = battery.value(test)
         if np.isfinite(value):
-            yield _figure("reasoning", name, value, n)
-    yield _figure("reasoning", "rl/inference_time_ms", outcome.milliseconds[0], 1)
+            yield _figure("reasoner", name, value, n)
+    yield _figure("reasoner", "rl/inference_time_ms", outcome.milliseconds[0], 1)
     if outcome.rewards:
         last = outcome.rewards[-10:]
-        yield _figure("reasoning", "rl/final_reward", float(np.mean(last)), len(last), "train")
-    yield _figure("reasoning", "rl/accuracy", final.judged.share(final.right), n)
-    yield _figure("reasoning", "rl/improvement_over_baked", outcome.gain.mean, n)
-    yield _figure("reasoning", "rl/improvement_over_champion", outcome.champion_gain.mean, n)
-    yield _figure("reasoning", "rl/total_training_time_hours", outcome.hours, 1)
+        yield _figure("reasoner", "rl/final_reward", float(np.mean(last)), len(last), "train")
+    yield _figure("reasoner", "rl/accuracy", final.judged.share(final.right), n)
+    yield _figure("reasoner", "rl/improvement_over_baked", outcome.gain.mean, n)
+    yield _figure("reasoner", "rl/improvement_over_champion", outcome.champion_gain.mean, n)
+    yield _figure("reasoner", "rl/total_training_time_hours", outcome.hours, 1)
 
 
 def _figure(model: str, name: str, value: float, n: int, split: str = "report") -> EvalDone:

@@ -15,7 +15,7 @@ from agentforge.phases.cognate.models import between, fresh_model, make_bench
 from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import load_weights
 from agentforge.phases.quietstar import results as report
-from agentforge.phases.quietstar.artifacts import REASONING, save_dataset, save_reasoning_model
+from agentforge.phases.quietstar.artifacts import REASONER, save_dataset, save_reasoning_model
 from agentforge.phases.quietstar.bake import (
     BAKED,
     FINISHED_EARLY,
@@ -77,7 +77,7 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     bench.finishing = FINISHED_EARLY in context.manifest.resolved
     baked, window = _into_window(bench, reasoning, model, start, baked, params)
     rewards = _reinforced(bench, reasoning, model, start, baked, window, params)
-    final = load_named(context, REASONING)
+    final = load_named(context, REASONER)
     assert final is not None
     further = _bake_further(bench, reasoning, model, start, baked, params)
     return _report(bench, reasoning, model, start, baked, final, further, window, rewards, params)
@@ -122,7 +122,7 @@ def _reinforced(
 ) -> list[float]:
     """Reinforce and hand on, unless that is done; the mean reward of every step."""
     context, config = bench.context, bench.context.config
-    if load_named(context, REASONING) is not None:
+    if load_named(context, REASONER) is not None:
         noted = context.manifest.resolved.get(REWARDS)
         return [float(v) for v in str(noted.value).split()] if noted is not None else []
     load_weights(model, baked.weights, BAKED)
@@ -140,7 +140,7 @@ def _reinforced(
         config.quietstar.battery_items,
         lambda: between(bench),
     )
-    tell_tests(context, battery, "reasoning", "search")
+    tell_tests(context, battery, "reasoner", "search")
     save_reasoning_model(
         context,
         model.state_dict(),
@@ -228,7 +228,7 @@ def _report(
     baked_battery = run_tests(config, model, behaviour, reader, named, items, look)
     load_weights(model, final.weights, report.REASONING)
     battery = run_tests(config, model, behaviour, reader, named, items, look)
-    tell_tests(context, battery, "reasoning", "report")
+    tell_tests(context, battery, "reasoner", "report")
     scores = coherence(
         model,
         frozen,

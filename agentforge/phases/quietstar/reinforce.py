@@ -40,7 +40,7 @@ from agentforge.sizing import thought_band
 from agentforge.thinking.questions import Question, ask
 from agentforge.thinking.thought import ThoughtReader
 
-REASONING = "reasoning"
+REASONER = "reasoner"
 MOST_ROLLBACKS = 3
 WINDOW_QUESTIONS = 200
 """Training questions whose mean reward decides whether the reinforcement may start."""
@@ -155,10 +155,10 @@ def reinforce(
     pool = _pool(config.quietstar.data.named_share, question_pool(config, reasoning), window)
     thoughts = wanted.thoughts or thought_band(params).thoughts
     reader = ThoughtReader(reasoning.prepared.tokenizer)
-    context.emit(StageStarted(phase=PHASE, stage="reinforce", model=REASONING, steps=wanted.steps))
+    context.emit(StageStarted(phase=PHASE, stage="reinforce", model=REASONER, steps=wanted.steps))
     began = time.perf_counter()
     found = bench.store.newest_valid().info
-    if found is not None and (found.phase, found.stage) == (PHASE, REASONING):
+    if found is not None and (found.phase, found.stage) == (PHASE, REASONER):
         loaded = bench.store.load(found)
         policy.load(loaded.groups, loaded.state)
     else:
@@ -182,7 +182,7 @@ def reinforce(
         StageEnded(
             phase=PHASE,
             stage="reinforce",
-            model=REASONING,
+            model=REASONER,
             steps=policy.step,
             wall_s=time.perf_counter() - began,
         )
@@ -218,7 +218,7 @@ def _check(
         config.quietstar.check_items,
         lambda: cognate_between(bench),
     )
-    tell_tests(context, battery, REASONING, "search")
+    tell_tests(context, battery, REASONER, "search")
     if battery.passed:
         _save(bench, policy, good=True)
         return
@@ -240,7 +240,7 @@ def act_on_theater(bench: Bench, policy: Policy, verdict: str) -> None:
         return
     rollbacks, kl = policy.rollbacks + 1, 2 * policy.kl
     good = bench.store.best()
-    if rollbacks > MOST_ROLLBACKS or good is None or good.stage != REASONING:
+    if rollbacks > MOST_ROLLBACKS or good is None or good.stage != REASONER:
         bench.context.emit(
             Alert(
                 id=f"{PHASE}-theater-end-{policy.step}",
@@ -266,7 +266,7 @@ def _save(bench: Bench, policy: Policy, good: bool) -> CheckpointInfo:
         policy.good_step = policy.step
     info = bench.store.save(
         phase=PHASE,
-        stage=REASONING,
+        stage=REASONER,
         step=policy.step,
         groups=policy.groups(),
         state=policy.state(),
@@ -325,7 +325,7 @@ def _tell_step(bench: Bench, policy: Policy, result: PolicyStep, began: float, f
     context.emit(
         StepDone(
             phase=PHASE,
-            model=REASONING,
+            model=REASONER,
             step=policy.step,
             steps=steps,
             loss=result.loss,

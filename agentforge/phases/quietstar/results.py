@@ -116,6 +116,7 @@ def phase_report(outcome: Outcome) -> PhaseReport:
             _battery(outcome),
             _controls(outcome),
             _skills(outcome),
+            _coherence(outcome),
             _examples(outcome),
         ),
         notes=(*outcome.notes, *_verdicts(outcome)),
@@ -316,6 +317,23 @@ def _skills(outcome: Outcome) -> Table:
         columns=("model", *columns),
         rows=tuple(rows),
         note=f"Report split, {what}.",
+    )
+
+
+def _coherence(outcome: Outcome) -> Table:
+    edges = np.linspace(0.0, 1.0, 11)
+    counts, _ = np.histogram(outcome.coherence.score, bins=edges)
+    rows = tuple(
+        (f"{low:.1f}-{high:.1f}", int(n))
+        for low, high, n in zip(edges, edges[1:], counts, strict=False)
+    )
+    return Table(
+        name="quietstar/coherence",
+        title="Coherence of the thoughts",
+        columns=("coherence", "thoughts"),
+        rows=rows,
+        note="Reasoning model, report split; .4 semantic + .3 syntactic + .3 predictive. It is a "
+        "monitor, never a reward.",
     )
 
 
