@@ -248,6 +248,49 @@ def data_fetch(names: tuple[str, ...], data_dir: str) -> ExitCode:
     return say(*verbs.data_fetch(names, data_dir))
 
 
+@data.command("generate")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the set; one that was begun is gone on with.",
+)
+@click.option(
+    "--source",
+    type=click.Choice(["api", "local"]),
+    default="api",
+    show_default=True,
+    help="An OpenAI-compatible endpoint, or a model on this machine.",
+)
+@click.option(
+    "--model-dir",
+    type=click.Path(path_type=Path),
+    help="With --source local: a folder of a transformers model, or a GGUF file.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the price; call nobody.")
+@preset_option
+@config_option
+@set_option
+def data_generate(
+    out: Path | None,
+    source: str,
+    model_dir: Path | None,
+    dry_run: bool,
+    preset: str | None,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+) -> ExitCode:
+    """Have models write reasoning examples for Phase 3 (quietstar.generator.*).
+
+    The key is read from the environment (OPENROUTER_API_KEY) and never written. Interrupted, the
+    same command goes on. Train on the set with --set quietstar.data.path=FOLDER.
+    """
+    from agentforge import verbs
+
+    return say(
+        *verbs.data_generate(out, source, model_dir, preset, config_file, sets, dry_run=dry_run)
+    )
+
+
 @cli.command()
 @run_dir_option
 @click.option("--dry-run", is_flag=True, help="List only.")

@@ -189,6 +189,41 @@ def data_fetch(names: Sequence[str], data_dir: str) -> Answer:
     return text, ExitCode.RUN_FAILED if failed else ExitCode.OK
 
 
+def data_generate(
+    out: Path | None,
+    source: str,
+    model_dir: Path | None,
+    preset: str | None,
+    config_file: Path | None,
+    sets: Sequence[str],
+    *,
+    dry_run: bool,
+) -> Answer:
+    """Generate reasoning examples; exit code 4 when the set is not accepted.
+
+    Raises:
+        ConfigError: Options that do not fit, or no key.
+        DataError: The endpoint refuses, or a file is damaged.
+    """
+    from agentforge.reasoning.api.verb import generate_from_api, generate_locally, price_text
+
+    loaded = load_config(preset=preset, file=config_file, sets=sets)
+    wanted = loaded.config.quietstar.generator
+    if dry_run and source == "api":
+        return price_text(wanted), ExitCode.OK
+    if out is None:
+        raise ConfigError("--out is missing", remedy="name the folder of the set: --out DIR")
+    if source == "api":
+        if model_dir is not None:
+            raise ConfigError("--model-dir belongs to --source local")
+        return generate_from_api(wanted, out.expanduser())
+    if model_dir is None:
+        raise ConfigError("--source local needs --model-dir", remedy="--model-dir FOLDER_OR_GGUF")
+    if dry_run:
+        return f"free: {model_dir} runs on this machine", ExitCode.OK
+    return generate_locally(wanted, out.expanduser(), model_dir.expanduser())
+
+
 def clean(runs_root: Path, *, dry_run: bool) -> Answer:
     """Remove old runs (see `agentforge.cleanup`); exit code 1 when one could not be removed."""
     from agentforge.cleanup import OldRun, choose, remove

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from agentforge.config.generator import GeneratorConfig
 from agentforge.config.section import TUNABLE, Section, Share
 
 
@@ -136,6 +137,7 @@ class QuietStarConfig(Section):
         description="What is reinforced: thoughts before an answer, or thoughts within text.",
     )
     data: ReasoningConfig = ReasoningConfig()
+    generator: GeneratorConfig = GeneratorConfig()
     baking: BakingConfig = BakingConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     token_level: TokenLevelConfig = TokenLevelConfig()

@@ -1,0 +1,1 @@
+"""Reasoning examples from an OpenAI-compatible endpoint: calls, cost, journal, resume."""
