@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 SEED ?= 42
 
-.PHONY: demo test lint bench bench-merge bench-kernels sanitize clean test-newest-triton
+.PHONY: demo test lint bench bench-merge bench-thoughts bench-kernels sanitize clean test-newest-triton
 
 # The native extension, and CMake and Ninja where the system has none.
 NATIVE := CMakeLists.txt $(wildcard kernels/agentforge_kernels/native/*.[ch]pp)
@@ -58,6 +58,10 @@ bench: $(INSTALLED)
 bench-merge: $(INSTALLED)
 	$(BIN)/python -m bench.merge_throughput $(if $(QUICK),--quick)
 	$(BIN)/python -m bench.merge_evaluations $(if $(QUICK),--quick)
+
+# Thoughts and answers a second, in parallel and one after the other.
+bench-thoughts: $(INSTALLED)
+	$(BIN)/python -m bench.thoughts $(if $(QUICK),--quick)
 
 # CPU kernels beside ggml and torch; QUICK=1: four shapes, under a minute once ggml is there. It compiles
 # for some minutes, once; where it does not, the tables say that the peer is missing.

@@ -415,6 +415,12 @@ class GateConfig(Section):
     given_thought: Share = Field(
         0.9, description="Phase 3: answers that are right where the thought is right."
     )
+    given_strategies: int = Field(
+        6,
+        ge=1,
+        le=10,
+        description="Phase 3: strategies that must reach given_thought (mission: 3).",
+    )
     thought_gain: float = Field(
         0.03, ge=0, description="Phase 3: accuracy over the baked model and Phase 2's champion."
     )

@@ -72,6 +72,9 @@ PHASE3_METRICS: tuple[Metric, ...] = (
     Metric("rl/improvement_over_baked", "accuracy gained, share", _EVAL),
     Metric("rl/improvement_over_champion", "the same over Phase 2's champion", _EVAL),
     Metric("rl/total_training_time_hours", "wall clock of the phase", _EVAL),
+    Metric("rl/token_gain", "thoughts within text: log p gained, nats", _EXTRA, optional=True),
+    Metric("rl/token_reward_std", "spread of their rewards", _EXTRA, optional=True),
+    Metric("rl/token_mixing_weight", "mean weight of the thought", _EXTRA, optional=True),
     Metric("rl/gsm8k_accuracy", "only with real records", _EVAL, optional=True),
     Metric("rl/arc_accuracy", "only with real records", _EVAL, optional=True),
     Metric("rl/final_gsm8k_accuracy", "only with real records", _EVAL, optional=True),
@@ -90,7 +93,7 @@ PHASE3_METRICS: tuple[Metric, ...] = (
 
 def quietstar_step(event: StepDone) -> dict[str, float]:
     """The metrics of one optimiser step of Phase 3: baking's or the reinforcement's."""
-    if event.model == "reasoner":
+    if event.model in ("reasoner", "token_level"):
         return {"rl/loss": event.loss, "rl/learning_rate": event.lr, **event.extra}
     found = {
         "baking/step": float(event.step),

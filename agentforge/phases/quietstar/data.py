@@ -76,13 +76,13 @@ def prepare_reasoning(config: RunConfig, data: Prepared) -> ReasoningData:
             )
             for s in STRATEGIES
         }
-        search = _builtin_questions("search", wanted.search_items)
+        search = _builtin_questions("search", wanted.search_items, wanted.named_share)
         solved = [
             e
             for s in STRATEGIES
             for e in examples(s.name, "search", wanted.search_items, 0, 0.0, 1.0)
         ]
-        report = _builtin_questions("report", wanted.report_items)
+        report = _builtin_questions("report", wanted.report_items, wanted.named_share)
     else:
         found_set.require_accepted()
         train = _of_split(found_set, "train")
@@ -95,6 +95,11 @@ def prepare_reasoning(config: RunConfig, data: Prepared) -> ReasoningData:
         raise DataError(
             f"the reasoning data have no training example of {', '.join(lacking)}",
             remedy="generate more examples: all ten strategies are taught",
+        )
+    if not search or not report or not solved:
+        raise DataError(
+            "the reasoning data have no held-out example to measure on",
+            remedy="generate more: three tenths of the prompts are held out",
         )
     limit = config.model.context
     corpora = {
@@ -171,8 +176,10 @@ def encode_thoughts(
     )
 
 
-def _builtin_questions(split: Split, count: int) -> list[Question]:
-    return [question_of_task(t) for s in STRATEGIES for t in tasks(s.name, split, count, seed=0)]
+def _builtin_questions(split: Split, count: int, named_share: float) -> list[Question]:
+    return [
+        question_of_task(t) for s in STRATEGIES for t in tasks(s.name, split, count, 0, named_share)
+    ]
 
 
 def _of_split(found: ReasoningSet, split: Split) -> dict[str, list[ReasoningExample]]:

@@ -10,7 +10,7 @@ from agentforge.gates import Gate
 def baking_gates(
     config: RunConfig,
     convergence: float,
-    given: float,
+    given: int,
     given_items: int,
     usage: float,
     items: int,
@@ -30,11 +30,12 @@ def baking_gates(
         _gate(
             limits,
             "given_right_thought",
-            given,
+            float(given),
             ">=",
-            limits.given_thought,
+            float(limits.given_strategies),
             given_items,
-            "baked model, right answers where the thought is right; the worst of the strategies",
+            f"baked model, strategies with {limits.given_thought:g} right answers where the "
+            "thought is right",
         ),
         _gate(
             limits,

@@ -38,6 +38,11 @@ from agentforge.phases.quietstar.measure import (
 )
 from agentforge.phases.quietstar.reinforce import Window, look_at_window, reinforce
 from agentforge.phases.quietstar.start import StartModel, load_start, with_thinking_rows
+from agentforge.phases.quietstar.token_level import (
+    TextThoughts,
+    token_level_table,
+    train_token_level,
+)
 from agentforge.report import PhaseReport
 from agentforge.resources import TrainingResources
 from agentforge.run.context import RunContext
@@ -80,7 +85,10 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     final = load_named(context, REASONER)
     assert final is not None
     further = _bake_further(bench, reasoning, model, start, baked, params)
-    return _report(bench, reasoning, model, start, baked, final, further, window, rewards, params)
+    text = train_token_level(bench, model, baked.weights, start.behaviour)
+    return _report(
+        bench, reasoning, model, start, baked, final, further, text, window, rewards, params
+    )
 
 
 def _into_window(
@@ -183,6 +191,7 @@ def _report(
     baked: Trained,
     final: Trained,
     further: Trained | None,
+    text: TextThoughts | None,
     window: Window,
     rewards: list[float],
     params: int,
@@ -256,6 +265,7 @@ def _report(
         further_steps=0 if further is None else further.steps,
         rewards=rewards,
         params=params,
+        extra=() if text is None else (token_level_table(text),),
         hours=_hours(context),
         notes=_notes(context),
     )

@@ -52,21 +52,23 @@ class Policy:
         optimizer: Both optimisers and their schedule.
         replay: Cursor of the replayed skills.
         step: Steps done.
-        kl: Weight of the KL now; doubled by every return to a checkpoint.
+        kl_factor: Of the configured KL weight; doubled by every return to a checkpoint.
         rollbacks: Returns to a checkpoint so far.
         rewards: Mean reward of every step so far.
         good_step: Step of the last checkpoint whose thoughts passed every test.
+        ended: No further steps: the tests failed after every return to a checkpoint.
     """
 
     model: CognateLM
     reference: CognateLM
     optimizer: HybridOptimizer
     replay: MixSampler
-    kl: float
+    kl_factor: float = 1.0
     step: int = 0
     rollbacks: int = 0
     rewards: list[float] = field(default_factory=list)
     good_step: int = 0
+    ended: bool = False
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """All tensors, by file of the checkpoint."""
@@ -82,10 +84,11 @@ class Policy:
             "optimizer": self.optimizer.state_scalars(),
             "replay": self.replay.state(),
             "step": self.step,
-            "kl": self.kl,
+            "kl_factor": self.kl_factor,
             "rollbacks": self.rollbacks,
             "rewards": list(self.rewards),
             "good_step": self.good_step,
+            "ended": self.ended,
             "rng": capture_rng().state,
         }
 
@@ -99,10 +102,11 @@ class Policy:
         self.optimizer.load_state(groups["optim"], state["optimizer"])
         self.replay.load_state(state["replay"])
         self.step = state["step"]
-        self.kl = state["kl"]
+        self.kl_factor = state["kl_factor"]
         self.rollbacks = state["rollbacks"]
         self.rewards = list(state["rewards"])
         self.good_step = state["good_step"]
+        self.ended = state["ended"]
         restore_rng(RngState(state["rng"], dict(groups["rng"])))
 
 
@@ -131,7 +135,6 @@ def start_policy(config: RunConfig, model: CognateLM, reasoning: ReasoningData) 
             {n: len(reasoning.prepared.train[n]) for n in reasoning.replayed},
             config.seed * 1000 + 9,
         ),
-        kl=wanted.kl,
     )
 
 
@@ -231,10 +234,11 @@ def take_policy_step(
     policy.optimizer.zero_grad()
     model.train()
     sums = torch.zeros(3)
+    beta = wanted.kl * policy.kl_factor
     for rows in _passes(prompts, written, max_tokens, model.vocab_size):
         sums += _reinforce_rows(
             policy, behaviour, [prompts[i] for i in rows], [written[i] for i in rows],
-            advantages[rows], total, tokenizer.pad_id,
+            advantages[rows], total, tokenizer.pad_id, beta,
         )  # fmt: skip
     if wanted.replay > 0:
         _replay(policy, config, behaviour, reasoning, max_tokens)
@@ -286,6 +290,7 @@ def _reinforce_rows(
     advantages: Tensor,
     total: int,
     pad_id: int,
+    beta: float,
 ) -> Tensor:
     """Backward of some rows; their part of loss, KL and entropy, (3,)."""
     device = policy.model.rope_cos.device
@@ -304,7 +309,7 @@ def _reinforce_rows(
     with torch.no_grad():
         frozen = policy.reference.run(ids[:, :-1], behaviour).answer[mask]
         reference = policy.reference.embedding.logits(frozen)
-    loss = policy_loss(logits, reference, labels, weight, policy.kl)
+    loss = policy_loss(logits, reference, labels, weight, beta)
     share = len(labels) / total
     (loss.total * share).backward()  # type: ignore[no-untyped-call]
     return share * torch.stack((loss.total.detach(), loss.kl, loss.entropy)).cpu()

@@ -164,7 +164,7 @@ def reinforce(
     else:
         _save(bench, policy, good=True)
     first = policy.step
-    while policy.step < wanted.steps and not bench.finishing:
+    while policy.step < wanted.steps and not policy.ended and not bench.finishing:
         result = take_policy_step(
             policy,
             config,
@@ -235,10 +235,10 @@ def act_on_theater(bench: Bench, policy: Policy, verdict: str) -> None:
         _save(bench, policy, good=False)
         raise RunSuspended("the thoughts failed the anti-theater tests; look at them")
     if verdict == "adjust":
-        policy.kl *= 2
+        policy.kl_factor *= 2
     if verdict != "roll_back":
         return
-    rollbacks, kl = policy.rollbacks + 1, 2 * policy.kl
+    rollbacks, factor = policy.rollbacks + 1, 2 * policy.kl_factor
     good = bench.store.best()
     if rollbacks > MOST_ROLLBACKS or good is None or good.stage != REASONER:
         bench.context.emit(
@@ -250,13 +250,13 @@ def act_on_theater(bench: Bench, policy: Policy, verdict: str) -> None:
                 detail=f"{policy.rollbacks} returns; the reinforcement ends here",
             )
         )
-        policy.kl = kl
-        bench.finishing = True
+        policy.kl_factor, policy.ended = factor, True
+        _save(bench, policy, good=False)
         return
     loaded = bench.store.load(good)
     policy.load(loaded.groups, loaded.state)
     # Another draw of questions, or the same steps would lead to the same place.
-    policy.rollbacks, policy.kl = rollbacks, kl
+    policy.rollbacks, policy.kl_factor = rollbacks, factor
     _save(bench, policy, good=True)
 
 
@@ -317,7 +317,7 @@ def _tell_step(bench: Bench, policy: Policy, result: PolicyStep, began: float, f
         "rl/reward": result.reward,
         "rl/avg_reward": float(np.mean(recent)),
         "rl/kl_divergence": result.kl,
-        "rl/kl_weight": policy.kl,
+        "rl/kl_weight": config.quietstar.reinforce.kl * policy.kl_factor,
         "rl/entropy": result.entropy,
         "rl/converged": result.converged,
         "rl/avg_thought_length": result.thought_length,

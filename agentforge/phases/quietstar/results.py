@@ -23,7 +23,7 @@ from agentforge.thinking.coherence import Coherence
 
 CHAMPION, BAKED, FURTHER, REASONING = "champion", "baked", "baked further", "reasoning"
 LEAST_RIGHT = 5
-"""Right thoughts below which a strategy's answers given them are not held to a limit."""
+"""Right thoughts a strategy needs for its answers given them to count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Outcome:
         rewards: Mean reward by step.
         params: Parameters of the model.
         hours: Clock time of the phase.
+        extra: Tables of optional parts.
         notes: What happened on the way.
     """
 
@@ -64,6 +65,7 @@ class Outcome:
     rewards: list[float]
     params: int
     hours: float
+    extra: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,14 +90,13 @@ class Outcome:
         return self.lead(self.thinkers[REASONING].right, self.champion_right)
 
     @property
-    def given(self) -> tuple[float, int]:
-        """The worst strategy's answers given a right thought, of the baked model; thoughts."""
+    def given(self) -> tuple[int, int]:
+        """Strategies whose answers are right given a right thought, baked model; right thoughts."""
         judged = self.thinkers[BAKED].judged
         found = [judged.given_right_thought(s.name) for s in STRATEGIES]
-        held = [(value, n) for value, n in found if n >= LEAST_RIGHT]
-        if not held:
-            return float("nan"), 0
-        return min(value for value, _ in held), sum(n for _, n in held)
+        least = self.config.gates.given_thought
+        good = sum(value >= least for value, n in found if n >= LEAST_RIGHT)
+        return good, sum(n for _, n in found)
 
     @property
     def forgotten(self) -> float:
@@ -118,6 +119,7 @@ def phase_report(outcome: Outcome) -> PhaseReport:
             _skills(outcome),
             _coherence(outcome),
             _examples(outcome),
+            *outcome.extra,
         ),
         notes=(*outcome.notes, *_verdicts(outcome)),
     )
@@ -202,9 +204,9 @@ def _comparison(outcome: Outcome) -> Table:
         ),
         rows=tuple(rows),
         note=f"Report split, {outcome.items:,} questions, temperature "
-        f"{outcome.config.quietstar.temperature:g}, the same draws for every model; greedy and the "
-        "majority are other ways to use the same model. Intervals are over questions (bootstrap), "
-        "not over training seeds.",
+        f"{outcome.config.quietstar.temperature:g}, the same draws for every model. Greedy (every "
+        "third question) and the majority are other ways to use a model. Intervals are over "
+        "questions (bootstrap), not over training seeds.",
     )
 
 

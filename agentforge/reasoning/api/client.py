@@ -86,8 +86,8 @@ class EndpointClient:
                 "the `openai` library is not installed",
                 remedy="pip install 'agentforge-tui[api]'",
             ) from None
-        # At debug level both libraries log headers.
-        for name in ("openai", "httpx", "httpcore"):
+        # At debug level these libraries log headers.
+        for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._openai = openai
         self._config = config
