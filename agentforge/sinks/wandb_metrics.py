@@ -128,6 +128,7 @@ _PHASE_RUNS = {
     "cognate.controls": "phase1-cognate",
     "evomerge": "phase2-evomerge",
     "quietstar": "phase3-quietstar",
+    "quietstar.controls": "phase3-quietstar",
 }
 _FILES = {
     "evomerge.champion": "phase2-champion",
@@ -190,7 +191,7 @@ def metrics_of(event: Event) -> dict[str, Value]:
     Tables, charts and times between events are made by the sink.
     """
     match event:
-        case StepDone() if event.phase == "quietstar":
+        case StepDone() if event.phase.startswith("quietstar"):
             return dict(quietstar_step(event))
         case StepDone():
             return {

@@ -310,7 +310,7 @@ def test_generated_sets_are_baked_and_bad_ones_refused(
     (few / "examples.jsonl").write_text("\n".join(rows))
     (few / "metadata.json").write_text('{"target": 10, "tried": 10}')
     small = run_of(tmp_path / "c", champion, f"quietstar.data.path={few}")
-    assert finish(small) == ExitCode.RUN_FAILED
+    assert finish(small) == ExitCode.PREFLIGHT
     ended = events(small, "run_ended")[-1]
     assert isinstance(ended, RunEnded)
     assert "example" in ended.reason
@@ -367,3 +367,18 @@ def test_the_reference_has_storage_of_its_own_and_rolling_back_restores_everythi
     restored = policy.optimizer.state_tensors()
     assert all(torch.equal(t, groups["optim"][n]) for n, t in restored.items())
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_side_engine_trains_the_same_control(
+    undisturbed: RunLayout, champion: Path, tmp_path: Path
+) -> None:
+    layout = run_of(tmp_path, champion, "cognate.side_process='on'")
+    assert finish(layout) == ExitCode.OK, console(layout)
+    assert (layout.root / "further" / "manifest.json").is_file()
+    assert hashes(layout) == hashes(undisturbed)
+    passed_on = [
+        e
+        for e in events(layout, "step_done")
+        if isinstance(e, StepDone) and e.phase == "quietstar.controls"
+    ]
+    assert {e.model for e in passed_on} == {"baked_further"}

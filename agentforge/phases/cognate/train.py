@@ -38,7 +38,7 @@ from agentforge.run.storage import look_at_disk
 from agentforge.sizing import longest_sequence
 
 if TYPE_CHECKING:
-    from agentforge.phases.cognate.side import SideRun
+    from agentforge.phases.side import SideRun
 
 PHASE = "cognate"
 FINISHED_EARLY = "cognate.finished_early"

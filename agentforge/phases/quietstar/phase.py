@@ -10,7 +10,7 @@ import torch
 from agentforge.data.prepare import prepare
 from agentforge.events import LogLine, StageEnded, StageStarted
 from agentforge.model.language_model import CognateLM
-from agentforge.phases.cognate.artifacts import Trained, load_named
+from agentforge.phases.cognate.artifacts import Trained, artifact_name, load_named
 from agentforge.phases.cognate.models import between, fresh_model, make_bench
 from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import load_weights
@@ -37,6 +37,7 @@ from agentforge.phases.quietstar.measure import (
     skill_scores,
 )
 from agentforge.phases.quietstar.reinforce import Window, look_at_window, reinforce
+from agentforge.phases.quietstar.side import start_further
 from agentforge.phases.quietstar.start import StartModel, load_start, with_thinking_rows
 from agentforge.phases.quietstar.token_level import (
     TextThoughts,
@@ -81,10 +82,21 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     bench.phase = PHASE
     bench.finishing = FINISHED_EARLY in context.manifest.resolved
     baked, window = _into_window(bench, reasoning, model, start, baked, params)
-    rewards = _reinforced(bench, reasoning, model, start, baked, window, params)
+    steps = further_steps(config, reasoning, params) if config.quietstar.control else 0
+    if not bench.finishing:
+        bench.side = start_further(context, artifact_name(baked.metadata["model"], PHASE), steps)
+    try:
+        rewards = _reinforced(bench, reasoning, model, start, baked, window, params)
+        if bench.side is not None:
+            bench.side.wait(lambda: _still_wanted(bench))
+            bench.side.take_over()
+    finally:
+        if bench.side is not None:
+            bench.side.stop()
+            bench.side = None
     final = load_named(context, REASONER)
     assert final is not None
-    further = _bake_further(bench, reasoning, model, start, baked, params)
+    further = _bake_further(bench, reasoning, model, start, baked, params, steps)
     text = train_token_level(bench, model, baked.weights, start.behaviour)
     return _report(
         bench, reasoning, model, start, baked, final, further, text, window, rewards, params
@@ -168,19 +180,23 @@ def _bake_further(
     start: StartModel,
     baked: Trained,
     params: int,
+    steps: int,
 ) -> Trained | None:
-    """The fair competitor: baked on for the reinforcement's compute."""
+    """The fair competitor, baked on for the reinforcement's compute; here or by the side engine."""
     config = bench.context.config
-    found = load_named(bench.context, f"{PHASE}.{FURTHER}")
-    if found is not None or not config.quietstar.control or bench.finishing:
+    found = load_named(bench.context, artifact_name(FURTHER, PHASE))
+    if found is not None or not steps or bench.finishing:
         return found
-    steps = further_steps(config, reasoning, params)
-    if not steps:
-        return None
     stage = further_stage(config, start.behaviour, params, steps, FURTHER)
     return bake(
-        bench.context, reasoning, bench.resources, model, stage, baked.weights, start.sha256
+        bench.context, reasoning, bench.resources, model, stage, baked.weights, baked.sha256
     )
+
+
+def _still_wanted(bench: Bench) -> bool:
+    """Obey commands while waiting for the side engine; False once it is asked to finish."""
+    between(bench)
+    return not bench.finishing
 
 
 def _report(

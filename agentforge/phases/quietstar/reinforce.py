@@ -282,6 +282,8 @@ def _listen(bench: Bench, policy: Policy) -> None:
     """The step boundary: commands, checkpoints."""
     context, config = bench.context, bench.context.config
     due = policy.step % config.storage.checkpoint_interval == 0
+    if bench.side is not None:
+        bench.side.pass_on()
     while True:
         asked = context.control.poll(policy.step)
         if asked.abort:
