@@ -202,8 +202,9 @@ def _merges(config: RunConfig) -> int:
 
 
 def _trainings(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
+    later = (*_control(config, phases), *_thinking(config, phases))
     if "cognate" not in phases:
-        return _control(config, phases)
+        return later
     base = config.cognate.base
     extra = base.extension_steps * base.max_extensions
     found = [TrainingPlan("base", base.steps, extra, _mix(base.mix))]
@@ -211,7 +212,7 @@ def _trainings(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[Training
         found.append(TrainingPlan(name, one.steps, 0, _mix(one.mix)))
     for ablation in config.cognate.ablations:
         found.append(TrainingPlan(f"ablation {ablation}", base.steps, 0, _mix(base.mix)))
-    return (*found, *_control(config, phases))
+    return (*found, *later)
 
 
 def _control(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
@@ -222,6 +223,23 @@ def _control(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPl
     if "evomerge" not in phases or not steps:
         return ()
     return (TrainingPlan("control multi_task", steps, 0, "the specialists' mixes by their steps"),)
+
+
+def _thinking(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
+    """Phase 3: baking, reinforcement, thoughts within text."""
+    if "quietstar" not in phases:
+        return ()
+    wanted = config.quietstar
+    extra = wanted.baking.extension_steps * wanted.baking.max_extensions
+    share = 1.0 - wanted.baking.replay
+    mix = f"thoughts {share:g} skills {wanted.baking.replay:g}"
+    found = [TrainingPlan("baked", wanted.baking.steps, extra, mix)]
+    if wanted.reinforce.steps:
+        text = f"{wanted.reinforce.prompts} questions a step"
+        found.append(TrainingPlan("reasoner", wanted.reinforce.steps, 0, text))
+    if wanted.token_level.steps:
+        found.append(TrainingPlan("token_level", wanted.token_level.steps, 0, "texts"))
+    return tuple(found)
 
 
 def _mix(mix: dict[str, float]) -> str:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from agentforge.config.generator import GeneratorConfig
 from agentforge.config.section import TUNABLE, Section, Share
+
+STRATEGY_NAMES = (
+    "chain_of_thought",
+    "mece",
+    "falsification",
+    "expert",
+    "orthogonal",
+    "doubt",
+    "bayesian",
+    "multidomain",
+    "correction",
+    "uncertainty",
+)
+"""The ten strategies of Phase 3, in the order of their tokens."""
 
 
 class ReasoningConfig(Section):
@@ -69,9 +83,19 @@ class BakingConfig(Section):
     kl_steps: int = Field(
         0,
         ge=0,
-        description="Further steps of Prompt Baking's KL form: the prompted model teaches the "
-        "unprompted one (arXiv 2409.13697).",
+        description="Further steps of Prompt Baking's KL form: the model asked for kl_strategy "
+        "teaches the model that is not asked (arXiv 2409.13697).",
     )
+    kl_strategy: str = Field(
+        "chain_of_thought", description="Strategy whose request is baked in by those steps."
+    )
+
+    @field_validator("kl_strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGY_NAMES:
+            raise ValueError(f"{name!r} is not one of {', '.join(STRATEGY_NAMES)}")
+        return name
 
 
 class ReinforceConfig(Section):

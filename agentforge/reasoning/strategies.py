@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from agentforge.config.quietstar import STRATEGY_NAMES
 from agentforge.data.thinking_tokens import THINKING_TOKENS
 
 Difficulty = Literal["easy", "medium", "hard"]
@@ -120,5 +121,5 @@ BY_NAME: dict[str, Strategy] = {s.name: s for s in STRATEGIES}
 BY_TOKEN: dict[str, Strategy] = {s.token: s for s in STRATEGIES}
 
 # The ids of the tokens are fixed by THINKING_TOKENS; a strategy out of order would train another's.
-if tuple(s.token for s in STRATEGIES) != THINKING_TOKENS[2:]:
-    raise AssertionError("strategies and thinking tokens are not in the same order")
+if tuple(s.token for s in STRATEGIES) != THINKING_TOKENS[2:] or tuple(BY_NAME) != STRATEGY_NAMES:
+    raise AssertionError("strategies, thinking tokens and configuration are not in the same order")

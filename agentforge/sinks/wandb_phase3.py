@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentforge.config.quietstar import STRATEGY_NAMES
 from agentforge.events import StepDone
 from agentforge.sinks.wandb_metric import Metric
 
@@ -9,18 +10,6 @@ _STEP = "StepDone"
 _EXTRA = "StepDone.extra"
 _EVAL = "EvalDone"
 _TABLE = "TableDone"
-STRATEGY_NAMES = (
-    "chain_of_thought",
-    "mece",
-    "falsification",
-    "expert",
-    "orthogonal",
-    "doubt",
-    "bayesian",
-    "multidomain",
-    "correction",
-    "uncertainty",
-)
 _TESTS = ("divergence", "ablation", "correlation")
 
 PHASE3_METRICS: tuple[Metric, ...] = (
@@ -45,6 +34,8 @@ PHASE3_METRICS: tuple[Metric, ...] = (
     Metric("baking/total_epochs", "passes over the items drawn, at the end", _EVAL),
     Metric("baking/total_examples", "training examples", _EVAL),
     Metric("baking/training_time_hours", "wall clock of the phase", _EVAL),
+    Metric("baking/prompt_kl", "prompted teacher to student, nats", _EXTRA, optional=True),
+    Metric("baking/unprompted_usage", "the baked strategy unasked", _EVAL, optional=True),
     Metric("baking/strategy_accuracy_table", "table: the ten strategies", _TABLE),
     Metric("rl/episode", "questions so far", _EXTRA),
     Metric("rl/reward", "mean reward of a step", _EXTRA),

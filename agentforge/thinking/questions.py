@@ -53,6 +53,10 @@ class Question:
         prompt = f"{BY_NAME[strategy].words}: {self.bare}"
         return replace(self, prompt=prompt, strategy=strategy, named=True)
 
+    def unnamed(self) -> Question:
+        """The same question, leaving the strategy to the model."""
+        return replace(self, prompt=self.bare, named=False)
+
     def accepts(self, strategy: str | None) -> bool:
         """Whether a thought of this strategy is what was asked for."""
         return strategy == self.strategy if self.named else strategy in self.allowed

@@ -382,3 +382,77 @@ def test_a_side_engine_trains_the_same_control(
         if isinstance(e, StepDone) and e.phase == "quietstar.controls"
     ]
     assert {e.model for e in passed_on} == {"baked_further"}
+
+
+def test_thoughts_within_text_are_trained_apart_and_reported(
+    undisturbed: RunLayout, champion: Path, tmp_path: Path
+) -> None:
+    layout = run_of(
+        tmp_path,
+        champion,
+        "quietstar.control=false",
+        "quietstar.token_level.steps=7",
+        "quietstar.token_level.text_tokens=24",
+        "quietstar.token_level.length=4",
+        "quietstar.token_level.talk=2",
+        "quietstar.token_level.places=3",
+        "quietstar.token_level.report_texts=8",
+    )
+    worker = start_worker(layout)
+    wait_for(layout, "step_done", 6, "token_level")
+    worker.kill()
+    worker.wait(timeout=60)
+    assert finish(layout) == ExitCode.OK, console(layout)
+    wanted, found = hashes(undisturbed), hashes(layout)
+    assert found["quietstar.reasoner"] == wanted["quietstar.reasoner"]
+    again = run_of(
+        tmp_path / "again",
+        champion,
+        "quietstar.control=false",
+        "quietstar.token_level.steps=7",
+        "quietstar.token_level.text_tokens=24",
+        "quietstar.token_level.length=4",
+        "quietstar.token_level.talk=2",
+        "quietstar.token_level.places=3",
+        "quietstar.token_level.report_texts=8",
+    )
+    assert finish(again) == ExitCode.OK, console(again)
+    assert hashes(again)["quietstar.token_level"] == found["quietstar.token_level"]
+    (phase,) = build_report(layout).phases
+    table = next(t for t in phase.tables if t.name == "quietstar/token_level")
+    assert [row[0] for row in table.rows] == [
+        "with thoughts over without, before training",
+        "with thoughts over without",
+        "own thoughts over swapped ones",
+        "own thoughts over random ones",
+        "own thoughts over filler ones",
+    ]
+    assert table.rows[0][5] == 8 * 3
+    read = load_model(layout.artifacts / "quietstar" / "token_level.safetensors")
+    assert {"extra.start", "extra.end"} <= set(read.tensors)
+
+
+def test_asking_for_a_strategy_can_be_baked_in(champion: Path, tmp_path: Path) -> None:
+    layout = run_of(
+        tmp_path,
+        champion,
+        "quietstar.control=false",
+        "quietstar.reinforce.steps=1",
+        "quietstar.baking.kl_steps=6",
+        "quietstar.baking.kl_strategy=doubt",
+    )
+    worker = start_worker(layout)
+    wait_for(layout, "step_done", 6, "prompt_baked")
+    worker.kill()
+    worker.wait(timeout=60)
+    assert finish(layout) == ExitCode.OK, console(layout)
+    found = hashes(layout)
+    assert {"quietstar.baked", "quietstar.prompt_baked", "quietstar.reasoner"} <= set(found)
+    read = load_model(layout.artifacts / "quietstar" / "reasoner.safetensors")
+    assert read.metadata["baked_sha256"] == found["quietstar.prompt_baked"]
+    kl = [
+        e.extra["baking/prompt_kl"]
+        for e in events(layout, "step_done")
+        if isinstance(e, StepDone) and e.model == "prompt_baked"
+    ]
+    assert kl[5] < kl[0]

@@ -76,7 +76,7 @@ def test_every_failure_is_named_with_its_remedy(tmp_path: Path, monkeypatch):
 def test_one_failure_is_one_sentence(tmp_path: Path):
     with pytest.raises(PreflightError, match="^phases: bitnet: not part of this version") as caught:
         require(check_run(config("until=bitnet"), tmp_path))
-    assert "--until evomerge" in caught.value.remedy
+    assert "--until quietstar" in caught.value.remedy
 
 
 def test_disk_is_computed_from_shapes(tmp_path: Path, monkeypatch):
@@ -113,4 +113,4 @@ def test_records_need_a_folder_or_the_hub(tmp_path: Path):
 def test_phases_end_with_until():
     whole = config('phases=["cognate", "evomerge", "bitnet"]', "until=evomerge")
     assert planned_phases(whole) == ("cognate", "evomerge")
-    assert planned_phases(config()) == ("cognate", "evomerge")
+    assert planned_phases(config()) == ("cognate", "evomerge", "quietstar")

@@ -57,6 +57,37 @@ def save_reasoning_model(
     return saved
 
 
+def save_thinking_model(
+    context: RunContext,
+    name: str,
+    weights: Mapping[str, Tensor],
+    behaviour: Behaviour,
+    tokenizer: TextTokenizer,
+    parent_sha256: str,
+    steps: int,
+) -> SavedFile:
+    """Write an intermediate model of the phase."""
+    config = context.config
+    path = context.layout.artifacts / PHASE / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = save_model(
+        path,
+        weights,
+        {
+            "model": name,
+            "parent_sha256": parent_sha256,
+            "behaviour": json.dumps(asdict(behaviour)),
+            "generation": json.dumps(generation_defaults(config)),
+            "steps": str(steps),
+            "shapes": config.model.model_dump_json(),
+            "vocab_size": str(tokenizer.vocab_size),
+            "tokenizer": tokenizer.fingerprint,
+        },
+    )
+    note_artifact(context, PHASE, f"{PHASE}.{name}", saved)
+    return saved
+
+
 def generation_defaults(config: RunConfig) -> dict[str, float | int | bool]:
     """What chat and all gates of Phases 3 and 4 use: temperature, length, thinking on."""
     wanted = config.quietstar

@@ -36,6 +36,7 @@ from agentforge.phases.quietstar.measure import (
     measure_thinker,
     skill_scores,
 )
+from agentforge.phases.quietstar.prompt_bake import prompt_bake
 from agentforge.phases.quietstar.reinforce import Window, look_at_window, reinforce
 from agentforge.phases.quietstar.side import start_further
 from agentforge.phases.quietstar.start import StartModel, load_start, with_thinking_rows
@@ -81,6 +82,7 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     bench = make_bench(context, data, resources)
     bench.phase = PHASE
     bench.finishing = FINISHED_EARLY in context.manifest.resolved
+    baked = prompt_bake(bench, model, baked, reasoning)
     baked, window = _into_window(bench, reasoning, model, start, baked, params)
     steps = further_steps(config, reasoning, params) if config.quietstar.control else 0
     if not bench.finishing:
