@@ -128,6 +128,11 @@ def thought_band(n_params: int) -> ThoughtBand:
     return next(row for row in THOUGHT_BANDS if size_mb(n_params) < row.below_mb)
 
 
+def answer_tokens(wanted: int, n_params: int) -> int:
+    """Tokens of a thought with its answer at most: as asked for, or twice the band's thought."""
+    return wanted or 2 * thought_band(n_params).thought_tokens
+
+
 def fitness_band(n_params: int) -> FitnessBand:
     """Phase 2's row for a measured parameter count, by megabytes."""
     return next(row for row in FITNESS_BANDS if size_mb(n_params) < row.below_mb)

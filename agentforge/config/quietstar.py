@@ -175,7 +175,11 @@ class QuietStarConfig(Section):
         description="Deployment temperature: the generation default of chat and of all gates.",
     )
     max_new_tokens: int = Field(
-        40, ge=4, le=4096, description="Tokens of thought and answer together at most."
+        0,
+        ge=0,
+        le=4096,
+        description="Tokens of thought and answer together at most; 0: twice the thought's length "
+        "by the measured size (40, 30, 24, 20).",
     )
     votes: int = Field(8, ge=1, le=64, description="Thoughts of the majority vote in the report.")
     battery_items: int = Field(

@@ -48,9 +48,9 @@ class LossParts:
 
     total: Tensor
     task_sum: Tensor
-    """Expected cross-entropy, summed over target tokens, nats."""
+    """Expected cross-entropy, summed over target tokens by their weights, nats."""
     last_sum: Tensor
-    """Cross-entropy of the last step, summed over target tokens, nats."""
+    """Cross-entropy of the last step, summed over target tokens, each once, nats."""
     expected_steps: Tensor
     """Expected recursion steps of each valid position, (positions,)."""
 
@@ -97,9 +97,9 @@ def training_loss(
         weights = torch.ones(targets.shape, device=ids.device)
     ones = weights[wanted]
     if len(answers) == 1 or not objective.enabled:
-        last, _ = cross_entropy(answers[-1], wanted, ones)
+        last, ce = cross_entropy(answers[-1], wanted, ones)
         steps = torch.full((int(valid.sum()),), float(len(answers)), device=ids.device)
-        return LossParts(last / target_count, last.detach(), last.detach(), steps)
+        return LossParts(last / target_count, last.detach(), ce.sum(), steps)
 
     log_p = log_halting(torch.stack([model.halting(a) for a in answers[:-1]]))
     chosen = wanted & _sampled(targets, objective.early_stride)

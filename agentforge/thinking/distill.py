@@ -3,8 +3,8 @@
     min over student of  E_y mean_t KL( teacher(. | u, x, y_<t) || student(. | x, y_<t) )
     with y ~ teacher(. | u, x)
 
-The teacher is the frozen model *with* the prompt u in its context, the student is trained *without* it.
-The whole distribution is matched, not only the token that was drawn: the paper finds that this
+The teacher is the frozen model with the prompt u in its context, the student is trained without
+it. The whole distribution is matched, not only the token that was drawn: the paper finds that this
 needs far fewer samples than cross-entropy on the samples, which is the special case of a teacher
 that puts everything on one token.
 """

@@ -19,6 +19,7 @@ from agentforge.run.artifacts import note_artifact
 from agentforge.run.atomic import write_atomic
 from agentforge.run.context import RunContext
 from agentforge.run.tensor_file import SavedFile, file_sha256, save_model
+from agentforge.sizing import answer_tokens
 
 REASONER = f"{PHASE}.reasoner"
 DATASET = f"{PHASE}.dataset"
@@ -45,7 +46,9 @@ def save_reasoning_model(
             "parent": "baked",
             "baked_sha256": baked_sha256,
             "behaviour": json.dumps(asdict(behaviour)),
-            "generation": json.dumps(generation_defaults(config)),
+            "generation": json.dumps(
+                generation_defaults(config, sum(t.numel() for t in weights.values()))
+            ),
             "steps": str(steps),
             "thoughts_passed": json.dumps(thoughts_passed),
             "shapes": config.model.model_dump_json(),
@@ -77,7 +80,9 @@ def save_thinking_model(
             "model": name,
             "parent_sha256": parent_sha256,
             "behaviour": json.dumps(asdict(behaviour)),
-            "generation": json.dumps(generation_defaults(config)),
+            "generation": json.dumps(
+                generation_defaults(config, sum(t.numel() for t in weights.values()))
+            ),
             "steps": str(steps),
             "shapes": config.model.model_dump_json(),
             "vocab_size": str(tokenizer.vocab_size),
@@ -88,12 +93,12 @@ def save_thinking_model(
     return saved
 
 
-def generation_defaults(config: RunConfig) -> dict[str, float | int | bool]:
+def generation_defaults(config: RunConfig, params: int) -> dict[str, float | int | bool]:
     """What chat and all gates of Phases 3 and 4 use: temperature, length, thinking on."""
     wanted = config.quietstar
     return {
         "temperature": wanted.temperature,
-        "max_new_tokens": wanted.max_new_tokens,
+        "max_new_tokens": answer_tokens(wanted.max_new_tokens, params),
         "thinking": True,
     }
 

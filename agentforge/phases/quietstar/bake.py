@@ -21,6 +21,7 @@ from agentforge.phases.cognate.stages import Stage
 from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import Training
 from agentforge.phases.quietstar.data import SKILLS, THOUGHTS, ReasoningData
+from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.reasoning.strategies import STRATEGIES
 from agentforge.resources import TrainingResources
 from agentforge.run.context import RunContext
@@ -122,7 +123,7 @@ def _convergence(
         reasoning.search,
         temperature=config.temperature,
         seed=bench.context.config.seed,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=most_tokens(bench.context.config, training.model),
         between=lambda: between(bench),
     )
     for event in baking_figures(judged, training.stage.model, "search"):

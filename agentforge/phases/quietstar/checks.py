@@ -10,6 +10,7 @@ from agentforge.interventions import decide, intervention
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.quietstar.bake import PHASE
+from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.run.context import RunContext
 from agentforge.thinking.battery import Battery, TheaterTest, run_battery
 from agentforge.thinking.questions import Question
@@ -51,7 +52,7 @@ def run_tests(
         questions[::step],
         temperature=config.quietstar.temperature,
         seed=config.seed,
-        max_new_tokens=config.quietstar.max_new_tokens,
+        max_new_tokens=most_tokens(config, model),
         between=between,
     )
 

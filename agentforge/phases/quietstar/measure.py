@@ -14,6 +14,7 @@ from agentforge.data.prepare import Prepared
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.measure import measure_model
+from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.thinking.answering import AnswerOptions, reply
 from agentforge.thinking.questions import Judged, Question, ask, majority
 from agentforge.thinking.thought import ThoughtReader
@@ -75,7 +76,7 @@ def measure_thinker(
             chosen,
             temperature=temperature,
             seed=config.seed,
-            max_new_tokens=wanted.max_new_tokens,
+            max_new_tokens=most_tokens(config, model),
             copies=copies,
             between=between,
         )
@@ -144,7 +145,7 @@ def direct_accuracy(
             thinking="never",
             temperature=config.quietstar.temperature,
             seed=config.seed,
-            max_new_tokens=config.quietstar.max_new_tokens,
+            max_new_tokens=most_tokens(config, model),
         ),
     )
     right = [r.answer == q.answer for r, q in zip(found, questions, strict=True)]
@@ -172,7 +173,7 @@ def answer_ms(
                 thinking="free" if thinking else "never",
                 temperature=config.quietstar.temperature,
                 seed=config.seed,
-                max_new_tokens=config.quietstar.max_new_tokens,
+                max_new_tokens=most_tokens(config, model),
             ),
         )
         times.append(1000 * (time.perf_counter() - began))

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from agentforge.data.prepare import prepare
+from agentforge.errors import RunSuspended
 from agentforge.events import LogLine, StageEnded, StageStarted
+from agentforge.interventions import decide, intervention
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.artifacts import Trained, artifact_name, load_named
 from agentforge.phases.cognate.models import between, fresh_model, make_bench
@@ -70,6 +72,7 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     start = load_start(context, data.tokenizer)
     reasoning = prepare_reasoning(config, data)
     _tell_data(context, reasoning)
+    _look_at_quality(context, reasoning)
     save_dataset(context, reasoning)
     model, _ = fresh_model(context, data, resources)
     params = sum(p.numel() for p in model.parameters())
@@ -314,6 +317,33 @@ def _tell_data(context: RunContext, reasoning: ReasoningData) -> None:
         f"average, {cut} too long and left out"
     )
     context.emit(LogLine(level="info", source=PHASE, text=text))
+
+
+def _look_at_quality(context: RunContext, reasoning: ReasoningData) -> None:
+    """A set of which many examples were invalid is accepted, but somebody should know.
+
+    Raises:
+        RunSuspended: It was decided to stop.
+    """
+    found = reasoning.reasoning_set
+    if found is None or not found.needs_attention:
+        return
+    faults = ", ".join(f"{k} {v}" for k, v in sorted(found.metadata.faults.items())) or "not noted"
+    chosen = decide(
+        intervention(
+            alert_id=f"{PHASE}-data-quality",
+            code="data_quality",
+            title="Many reasoning examples are invalid",
+            detail=f"{100 * found.valid_share:.1f} % of {found.metadata.tried:,} are valid, 90 % "
+            f"wanted; faults: {faults}",
+            cause="the models that wrote them do not keep to the form",
+            actions=(),
+            recommended="continue",
+        ),
+        context,
+    )
+    if chosen == "stop":
+        raise RunSuspended("the reasoning data are to be looked at first")
 
 
 def _hours(context: RunContext) -> float:

@@ -22,6 +22,7 @@ from agentforge.model.loss import HaltingObjective, training_loss
 from agentforge.optim.hybrid import HybridOptimizer
 from agentforge.phases.cognate.training import load_weights
 from agentforge.phases.quietstar.data import ReasoningData
+from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.reasoning.builtin import tasks
 from agentforge.reasoning.strategies import STRATEGIES
 from agentforge.run.rng import RngState, capture_rng, restore_rng
@@ -221,7 +222,7 @@ def take_policy_step(
         questions,
         temperature=config.quietstar.temperature,
         seed=luck.randrange(2**31),
-        max_new_tokens=config.quietstar.max_new_tokens,
+        max_new_tokens=most_tokens(config, model),
         copies=thoughts,
     )
     rewards = rewards_of(judged)

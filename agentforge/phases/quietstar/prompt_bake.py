@@ -30,6 +30,7 @@ from agentforge.phases.cognate.training import load_weights
 from agentforge.phases.quietstar.artifacts import save_thinking_model
 from agentforge.phases.quietstar.bake import PHASE
 from agentforge.phases.quietstar.data import ReasoningData
+from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.phases.quietstar.policy import question_pool
 from agentforge.run.checkpoint import CheckpointInfo
 from agentforge.thinking.distill import baking_kl, written_logits
@@ -165,7 +166,7 @@ def take_step(
         prompted,
         behaviour,
         stop_id=tokenizer.eos_id,
-        max_new_tokens=config.quietstar.max_new_tokens,
+        max_new_tokens=most_tokens(config, training.teacher),
         temperature=1.0,
         seed=luck.randrange(2**31),
     )
@@ -205,7 +206,7 @@ def _tell_use(
         chosen,
         temperature=config.quietstar.temperature,
         seed=config.seed,
-        max_new_tokens=config.quietstar.max_new_tokens,
+        max_new_tokens=most_tokens(config, model),
         between=lambda: between(bench),
     )
     used = sum(a.strategy == strategy for a in judged.answered) / len(judged.answered)

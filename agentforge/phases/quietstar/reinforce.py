@@ -26,6 +26,7 @@ from agentforge.phases.cognate.train import Bench
 from agentforge.phases.quietstar.bake import FINISHED_EARLY, PHASE
 from agentforge.phases.quietstar.checks import ask_about_theater, run_tests, tell_tests
 from agentforge.phases.quietstar.data import ReasoningData
+from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.phases.quietstar.policy import (
     Policy,
     PolicyStep,
@@ -99,7 +100,7 @@ def look_at_window(
         chosen,
         temperature=config.quietstar.temperature,
         seed=config.seed + 3,
-        max_new_tokens=config.quietstar.max_new_tokens,
+        max_new_tokens=most_tokens(config, model),
         copies=2,
         between=lambda: cognate_between(bench),
     )
