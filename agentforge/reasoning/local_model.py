@@ -117,6 +117,8 @@ def form_text(strategy: Strategy, topic: str) -> str:
 
 def read_form(text: str, strategy: Strategy) -> dict[str, str]:
     """A filled form as an example's fields; empty fields where the model did not keep to it."""
+    # A small model often begins the next form instead of answering this one.
+    text = re.split(r"\n\s*Question:", text)[0]
     found = _FORM.match(text.strip())
     if found is None:
         return {"prompt": text.strip()[:200] or "-", "reasoning": "-", "answer": "-"}

@@ -49,7 +49,15 @@ def test_a_filled_form_becomes_a_valid_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", " Why?\nReasoning:", " Why?\nReasoning: so\nAnswer:", "\nAnswer: 3"]
+    "text",
+    [
+        "",
+        "nonsense",
+        " Why?\nReasoning:",
+        " Why?\nReasoning: so\nAnswer:",
+        "\nAnswer: 3",
+        " Why?\nReasoning: because\nQuestion: And?\nReasoning: so\nAnswer: 3",
+    ],
 )
 def test_a_form_that_is_not_filled_in_is_a_counted_fault(text: str) -> None:
     row = read_form(text, STEP)

@@ -14,7 +14,9 @@ from agentforge.data.prepare import Prepared
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.measure import measure_model
+from agentforge.phases.cognate.tasks import measure_tasks
 from agentforge.phases.quietstar.limits import most_tokens
+from agentforge.sizing import longest_sequence
 from agentforge.thinking.answering import AnswerOptions, reply
 from agentforge.thinking.questions import Judged, Question, ask, majority
 from agentforge.thinking.thought import ThoughtReader
@@ -150,6 +152,30 @@ def direct_accuracy(
     )
     right = [r.answer == q.answer for r, q in zip(found, questions, strict=True)]
     return np.array(right, dtype=np.bool_)
+
+
+def records_figures(
+    config: RunConfig,
+    model: CognateLM,
+    behaviour: Behaviour,
+    data: Prepared,
+    between: Callable[[], None],
+) -> dict[str, tuple[float, int]]:
+    """GSM8K and ARC of real records, answered without thoughts: value and items by W&B name."""
+    if data.inventory is None or not config.cognate.task_items:
+        return {}
+    found = measure_tasks(
+        model, behaviour, data, config.cognate.task_items, longest_sequence(config), between
+    )
+    values: dict[str, tuple[float, int]] = {}
+    if found.gsm8k is not None:
+        values["rl/gsm8k_accuracy"] = (found.gsm8k.flexible.value, found.gsm8k.flexible.n)
+        values["rl/final_gsm8k_accuracy"] = values["rl/gsm8k_accuracy"]
+    arc = [r.normalised for name, r in found.choices.items() if name.startswith("arc")]
+    if arc:
+        n = sum(a.n for a in arc)
+        values["rl/arc_accuracy"] = (sum(a.value * a.n for a in arc) / n, n)
+    return values
 
 
 def answer_ms(

@@ -9,7 +9,7 @@ import torch
 
 from agentforge.data.prepare import prepare
 from agentforge.errors import RunSuspended
-from agentforge.events import LogLine, StageEnded, StageStarted
+from agentforge.events import EvalDone, LogLine, StageEnded, StageStarted
 from agentforge.interventions import decide, intervention
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.artifacts import Trained, artifact_name, load_named
@@ -36,6 +36,7 @@ from agentforge.phases.quietstar.measure import (
     answer_ms,
     direct_accuracy,
     measure_thinker,
+    records_figures,
     skill_scores,
 )
 from agentforge.phases.quietstar.prompt_bake import prompt_bake
@@ -268,6 +269,11 @@ def _report(
         thinkers[report.REASONING].judged.answered,
         temperature=config.quietstar.temperature,
     )
+    figures = records_figures(config, model, behaviour, reasoning.prepared, look)
+    for name, (value, n) in figures.items():
+        context.emit(
+            EvalDone(phase=PHASE, model="reasoner", name=name, value=value, n=n, split="report")
+        )
     with_thought, timed = answer_ms(config, model, behaviour, reader, questions, True)
     without, _ = answer_ms(config, model, behaviour, reader, questions, False)
     outcome = report.Outcome(
