@@ -393,9 +393,13 @@ def _diversity(
 
 
 def _worst_fall(truncated: dict[float, Given]) -> float:
-    """Largest fall of accuracy from one share kept to the next, in standard errors (paired)."""
+    """Largest fall of accuracy from one share kept to the next, in standard errors (paired).
+
+    An empty thought is the ablation, not a truncation: no model has seen one, and what it answers
+    there is its guess at the kind of answer (one in two for yes and no).
+    """
     worst = -np.inf
-    shares = sorted(truncated)
+    shares = sorted(share for share in truncated if share > 0)
     for less, more in zip(shares, shares[1:], strict=False):
         fall = np.exp(truncated[less].log_p) - np.exp(truncated[more].log_p)
         error = float(fall.std() / np.sqrt(len(fall)))
