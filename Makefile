@@ -27,8 +27,9 @@ demo: $(INSTALLED)
 # A worker for each core, up to four; a file stays with one worker, for what its tests share. In the order of the
 # folders: sorted by size, the few long tests of the phases would come last and leave a core idle.
 TEST_WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# TESTS=tests/kernels runs a part.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(TEST_WORKERS)
+	$(BIN)/python -m pytest $(TEST_WORKERS) $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

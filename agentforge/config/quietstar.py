@@ -183,7 +183,7 @@ class QuietStarConfig(Section):
     )
     votes: int = Field(8, ge=1, le=64, description="Thoughts of the majority vote in the report.")
     battery_items: int = Field(
-        300, ge=16, description="Problems of the anti-theater tests before hand-off."
+        300, ge=8, description="Problems of the anti-theater tests before hand-off."
     )
     check_items: int = Field(
         60, ge=8, description="Problems of the same tests while the reinforcement runs."

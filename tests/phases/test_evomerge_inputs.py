@@ -275,7 +275,7 @@ def overfit(seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     model = CognateLM(config, tokenizer.vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(60):
+    for _ in range(90):
         optimizer.zero_grad()
         for b in batches:
             parts = training_loss(

@@ -33,7 +33,7 @@ def wait_until(condition: object, layout: RunLayout) -> None:
 
 
 def test_pause_holds_both_engines_and_finish_ends_the_waiting(tmp_path: Path) -> None:
-    layout = new_run(tmp_path, "cognate.base.steps=400", "cognate.side_process='on'")
+    layout = new_run(tmp_path, "cognate.base.steps=160", "cognate.side_process='on'")
     worker = start_worker(layout)
     wait_until(lambda: control_steps(layout) >= 3, layout)
     pause = append_command(layout, "pause", by="test")

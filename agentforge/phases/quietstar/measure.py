@@ -21,7 +21,7 @@ from agentforge.thinking.answering import AnswerOptions, reply
 from agentforge.thinking.questions import Judged, Question, ask, majority
 from agentforge.thinking.thought import ThoughtReader
 
-TIMED = 20
+TIMED = 10
 """Answers that are timed, one at a time."""
 VOTED = 20
 """Questions per strategy of the majority vote."""
