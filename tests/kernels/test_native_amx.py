@@ -13,7 +13,7 @@ from agentforge_kernels.native_backend import NativeBackend
 from torch import Tensor
 
 from tests.kernels.native_cases import (
-    LEVEL_NAMES,
+    LEVELS,
     activations_of,
     expected,
     extension,
@@ -22,10 +22,8 @@ from tests.kernels.native_cases import (
     unaligned,
 )
 
-if "amxint8" not in LEVEL_NAMES:
-    pytest.skip("this machine does not report amxint8", allow_module_level=True)
-
-LEVEL = next(level for level in range(5) if extension.isa_name(level) == "amxint8")
+# The best level of this machine: AMX where there is any. Without it the same cases hold of the next one.
+LEVEL = max(LEVELS)
 # Tiles begin at 13 tokens, and at 16 for int8; a turn has at most 256.
 TOKENS = [*range(1, 34), 48, 49, 255, 256, 257, 300]
 
@@ -121,4 +119,5 @@ def test_nothing_is_read_beyond_a_row_of_activations(columns: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 12, 13, 256])
 def test_the_limit_of_the_benchmark_runs_and_counts(threads: int, tokens: int) -> None:
     with level_in_use(LEVEL):
-        assert extension.measure_multiply(1 << 20, threads, tokens) > 0.0
+        known = extension.isa_name(LEVEL) != "portable"
+        assert (extension.measure_multiply(1 << 20, threads, tokens) > 0.0) == known
