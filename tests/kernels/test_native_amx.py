@@ -22,7 +22,7 @@ from tests.kernels.native_cases import (
     unaligned,
 )
 
-# The best level of this machine: AMX where there is any. Without it the same cases hold of the next one.
+# The best level of this machine: AMX where there is any; without it the same cases hold of another.
 LEVEL = max(LEVELS)
 # Tiles begin at 13 tokens, and at 16 for int8; a turn has at most 256.
 TOKENS = [*range(1, 34), 48, 49, 255, 256, 257, 300]
