@@ -282,6 +282,19 @@ def test_a_reward_below_the_window_bakes_longer(champion: Path, tmp_path: Path) 
     assert "quietstar.baked_longer_1" in hashes(layout)
 
 
+def test_a_reward_outside_the_window_can_stop_the_run(champion: Path, tmp_path: Path) -> None:
+    layout = run_of(
+        tmp_path,
+        champion,
+        *QUICK,
+        "quietstar.reinforce.least_reward=0.3",
+        "quietstar.reinforce.steps=1",
+        "on_alert=stop",
+    )
+    assert finish(layout) == ExitCode.SUSPENDED, console(layout)
+    assert set(hashes(layout)) == {"quietstar.baked", "quietstar.dataset"}
+
+
 def test_generated_sets_are_baked_and_bad_ones_refused(
     undisturbed: RunLayout, champion: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,10 @@ def _into_window(
     while True:
         load_weights(model, baked.weights, BAKED)
         window = look_at_window(bench, model, start.behaviour, reasoning, attempt)
+        if window.verdict == "stop":
+            raise RunSuspended(
+                f"the baked model's mean reward is {window.reward:.3f}; the baked model is kept"
+            )
         limit = config.quietstar.baking.max_extensions
         if window.verdict != "bake_longer" or attempt >= limit or bench.finishing:
             break
