@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from agentforge.data.world import SKILLS, generate
 from agentforge.data.world_tokenizer import world_tokenizer
 from agentforge.errors import ConfigError, ExitCode, PreflightError, TrainingError
 from agentforge.events import Alert, Event
-from agentforge.merge.apply import plain_mean
+from agentforge.merge.apply import merge, plain_mean
 from agentforge.merge.combo import COMBOS
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
@@ -398,3 +399,38 @@ def test_weights_hash_tells_names_shapes_and_values() -> None:
         one | {"b": torch.zeros(2, dtype=torch.float64)},
     ):
         assert weights_sha256(other) != digest
+
+
+def test_a_long_descent_is_merged_once_an_ancestor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = random_weights()
+    parents = [around(base, i + 1) for i in range(3)]
+    context, _ = context_of(tmp_path)
+    search = search_of(context, parents, base)
+    recipe = first_recipe(context.config.evomerge, COMBOS[0], Behaviour(), 3, 1)
+    known = {s: search.parents[s] for s in search.parent_hashes}
+    hashes = list(search.parent_hashes)
+    whole: dict[str, torch.Tensor] = {}
+    (first,) = make_members(
+        search, {}, [Candidate(recipe, search.parent_hashes, "combo")], 1, 0, 1e9, lambda: None
+    )
+    for number in range(30):
+        sources = tuple(hashes[-3:])
+        whole = merge(base, [known[s] for s in sources], recipe)
+        sha256 = weights_sha256(whole)
+        candidate = Candidate(recipe, sources, "losers")
+        search.add([replace(first, number=number + 2, sha256=sha256, candidate=candidate)])
+        known[sha256] = whole
+        hashes.append(sha256)
+    search.kept = {}
+    merged = []
+
+    def counted(*arguments: object) -> dict[str, torch.Tensor]:
+        merged.append(1)
+        return merge(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("agentforge.phases.evomerge.search.merge", counted)
+    found = search.weights(hashes[-1])
+    assert len(merged) == 30
+    assert all(torch.equal(found[n], t) for n, t in whole.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,14 +94,50 @@ class Search:
         Raises:
             KeyError: No parent and no member has it.
         """
-        found = self.parents.get(sha256) or self.kept.get(sha256)
+        found = self._at_hand(sha256)
         if found is not None:
             return found
-        member = self.members[sha256]
-        sources = [self.weights(s) for s in member.candidate.sources]
-        if member.fallback:
-            return plain_mean(sources)
-        return merge(self.base, sources, member.recipe)
+        # Losers are merged from losers. Every ancestor is merged once (once a path: 3 to the
+        # power of the depth) and dropped after its last use.
+        order = self._to_merge(sha256)
+        uses = Counter(s for member in order for s in member.candidate.sources)
+        made: dict[str, Weights] = {}
+        for member in order:
+            names = member.candidate.sources
+            sources = [made[n] if n in made else self._known(n) for n in names]
+            if member.fallback:
+                made[member.sha256] = plain_mean(sources)
+            else:
+                made[member.sha256] = merge(self.base, sources, member.recipe)
+            uses.subtract(names)
+            for name in set(names):
+                if uses[name] <= 0:
+                    made.pop(name, None)
+        return made[sha256]
+
+    def _at_hand(self, sha256: str) -> Weights | None:
+        """A parent's weights or kept ones."""
+        return self.parents.get(sha256) or self.kept.get(sha256)
+
+    def _known(self, sha256: str) -> Weights:
+        found = self._at_hand(sha256)
+        assert found is not None
+        return found
+
+    def _to_merge(self, sha256: str) -> list[Member]:
+        """The members to merge for this one, each once, sources before what they make."""
+        order: list[Member] = []
+        seen: set[str] = set()
+        stack = [(sha256, False)]
+        while stack:
+            name, ready = stack.pop()
+            if ready:
+                order.append(self.members[name])
+            elif name not in seen and self._at_hand(name) is None:
+                seen.add(name)
+                stack.append((name, True))
+                stack += [(source, False) for source in self.members[name].candidate.sources]
+        return order
 
     def add(self, members: Sequence[Member]) -> None:
         """Note members that were made."""
