@@ -17,10 +17,12 @@ import pytest
 
 from agentforge.config.generator import GeneratorConfig, TeacherConfig
 from agentforge.errors import ConfigError, DataError, ExitCode
-from agentforge.reasoning.api.client import EndpointClient, read_key
+from agentforge.reasoning.api.client import Answer, EndpointClient, read_key
+from agentforge.reasoning.api.cost import Usage, worst_case
 from agentforge.reasoning.api.generate import Generation, Progress
 from agentforge.reasoning.api.journal import JOURNAL
 from agentforge.reasoning.dataset import read_set
+from agentforge.reasoning.prompts import request_text
 from agentforge.reasoning.strategies import STRATEGIES
 from tests.phases.endpoint import Endpoint, Reply, Seen
 
@@ -213,6 +215,46 @@ def test_the_cost_limit_holds_and_is_warned_of(tmp_path: Path, limit: str) -> No
     assert more.valid == more.target
     assert more.usd == true_cost(endpoint)
     endpoint.close()
+
+
+def test_a_waiting_call_never_meets_a_limit_without_the_cost_of_the_one_before(
+    tmp_path: Path,
+) -> None:
+    """Every reply costs its worst case, and the limit allows exactly three of them."""
+    config = GeneratorConfig(
+        teachers=TEACHERS[:1],
+        per_strategy=1,
+        per_call=1,
+        tokens_per_example=100,
+        concurrency=8,
+        requests_per_minute=60_000,
+    )
+    teacher = config.teachers[0]
+    worst = max(worst_case(config, teacher, request_text(s, 1, 0), 1) for s in STRATEGIES)
+    limit = 3 * worst
+    config = config.model_copy(update={"cost_limit_usd": limit})
+
+    class Dear:
+        async def ask(self, *arguments: object) -> Answer:
+            await asyncio.sleep(0)
+            return Answer(
+                "ok",
+                text="[]",
+                usage=Usage(0, int(worst * 1_000_000 / teacher.output_usd)),
+                again=False,
+            )
+
+        async def close(self) -> None:
+            pass
+
+    async def work() -> Progress:
+        generation = Generation(config, tmp_path, Dear(), lambda *_: None, sleep=Waits())
+        return await generation.run()
+
+    progress = asyncio.run(work())
+    assert progress.usd <= limit
+    assert progress.usd > limit - worst
+    assert "cost limit" in progress.stopped
 
 
 def test_a_refused_key_ends_it_with_a_message_that_does_not_hold_the_key(tmp_path: Path) -> None:

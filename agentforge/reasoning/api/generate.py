@@ -181,11 +181,12 @@ class Generation:
                 return 0
             try:
                 answer = await self._client.ask(teacher, strategy, request, count, number)
+                # Counted before its reservation goes: in between another call could slip through.
+                read = self._note(teacher, strategy, number, attempt, count, answer)
             finally:
                 self.progress.reserved -= most
                 async with self._freed:
                     self._freed.notify_all()
-            read = self._note(teacher, strategy, number, attempt, count, answer)
             if read.examples or not answer.again:
                 return len(read.examples)
             if attempt + 1 < config.tries:
@@ -258,7 +259,7 @@ class Generation:
         return read
 
     def _pause(self, attempt: int, retry_after: float) -> float:
-        """Exponential backoff with full jitter, at least what the endpoint asks for."""
+        """Exponential backoff with jitter, at least what the endpoint asks for."""
         most = min(self._config.most_backoff_s, self._config.backoff_s * float(2**attempt))
         return max(retry_after, most * (0.5 + self._jitter.random() / 2))
 
