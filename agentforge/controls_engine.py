@@ -1,4 +1,4 @@
-"""The process of the controls: ``python -m agentforge.controls_engine FOLDER PARENT``.
+"""The process of a phase's controls: ``python -m agentforge.controls_engine FOLDER PARENT PHASE``.
 
 Before anything heavy is imported it asks the kernel to end it with its parent (Linux), so that a
 killed run leaves nothing behind.
@@ -14,12 +14,15 @@ from agentforge.run.orphan import die_with_parent
 
 def main() -> int:
     """Train the controls; the exit code is that of an engine."""
-    die_with_parent(int(sys.argv[2]))
+    folder, parent, phase = sys.argv[1:]
+    die_with_parent(int(parent))
     from agentforge.phases.cognate.side import train_controls
+    from agentforge.phases.quietstar.side import train_further
     from agentforge.run.layout import RunLayout
     from agentforge.run.worker import run_engine
 
-    return run_engine(RunLayout(Path(sys.argv[1]).absolute()), train_controls)
+    pipeline = {"cognate": train_controls, "quietstar": train_further}[phase]
+    return run_engine(RunLayout(Path(folder).absolute()), pipeline)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from agentforge.run.manifest import (
 from agentforge.run.supervisor import adopt, console_tail
 from agentforge.run.tail import EventTail
 
+COMMAND = (sys.executable, "-m", "agentforge.controls_engine")
 PASSED_ON = (StageStarted, StageEnded, StepDone, EvalDone, CurriculumStage)
 TOLD_ON = (Alert, ActionTaken, LogLine)
 """Events of the controls that belong into the run's own log."""
@@ -56,8 +57,8 @@ class SideRun:
     Args:
         context: The run.
         folder: Folder of the second engine within the run's.
-        module: What it runs: ``python -m MODULE FOLDER PARENT``.
-        phase: Phase of the artefacts it makes; its events are passed on as ``phase.controls``.
+        phase: Phase of the artefacts it makes, which is what the engine trains; its events are
+            passed on as ``phase.controls``.
         given: What it must know, noted in its manifest.
     """
 
@@ -65,7 +66,6 @@ class SideRun:
         self,
         context: RunContext,
         folder: str,
-        module: str,
         phase: str,
         given: Mapping[str, Resolved],
     ) -> None:
@@ -91,7 +91,7 @@ class SideRun:
         self._tail.skip_to_end()
         with self.layout.console_log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(self.layout.root), str(os.getpid())],
+                [*COMMAND, str(self.layout.root), str(os.getpid()), phase],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -16,7 +16,7 @@ from agentforge.events import (
     StageStarted,
     StepDone,
 )
-from agentforge.phases.cognate import train as loop
+from agentforge.phases.cognate import bench as bench_module
 from agentforge.phases.cognate.train import restore, save_checkpoint, train
 from agentforge.phases.cognate.training import take_step
 from agentforge.run.commands import append_command
@@ -102,7 +102,7 @@ def test_a_filling_disk_prunes_and_a_full_one_suspends(
     rig = Rig(tmp_path, "storage.disk_check_interval=2", "storage.checkpoint_interval=1")
     training = rig.training(steps=6)
     verdicts = iter(["ok", "prune", "ok", "prune", "suspend"])
-    monkeypatch.setattr(loop, "look_at_disk", lambda *_: next(verdicts))
+    monkeypatch.setattr(bench_module, "look_at_disk", lambda *_: next(verdicts))
     with pytest.raises(RunSuspended, match="GB of disk are free"):
         train(rig.bench, training)
     assert training.step == 6

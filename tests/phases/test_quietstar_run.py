@@ -265,6 +265,15 @@ def test_failed_tests_roll_back_with_twice_the_kl_or_stop(
             if isinstance(e, StepDone) and e.model == "reasoner"
         ]
         assert steps == [1, 2, 3] * 4
+        # Nothing of what failed is handed on: the last weights not found wanting are the baked.
+        handed, baked = (
+            load_model(layout.artifacts / "quietstar" / f"{name}.safetensors")
+            for name in ("reasoner", "baked")
+        )
+        assert handed.metadata["steps"] == "0"
+        assert handed.tensors.keys() == baked.tensors.keys()
+        assert all(torch.equal(t, baked.tensors[n]) for n, t in handed.tensors.items())
+        assert "step 0 is handed on" in alerts[-1].detail  # type: ignore[attr-defined]
 
 
 def test_a_reward_below_the_window_bakes_longer(champion: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from agentforge.errors import RunAborted, RunSuspended
 from agentforge.events import EvalDone
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.artifacts import Trained, load_trained, save_trained
+from agentforge.phases.cognate.bench import Bench, finish
 from agentforge.phases.cognate.measure import measure_model
 from agentforge.phases.cognate.probe import fitting_micro_batch
 from agentforge.phases.cognate.results import skills_of
@@ -19,8 +20,6 @@ from agentforge.phases.cognate.stages import Stage, base_stage, specialist_stage
 from agentforge.phases.cognate.train import (
     FINISHED_EARLY,
     PHASE,
-    Bench,
-    finish,
     keep_micro_batch,
     restore,
     save_checkpoint,

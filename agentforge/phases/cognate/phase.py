@@ -17,6 +17,7 @@ from agentforge.phases.cognate.artifacts import (
     forget,
     load_trained,
 )
+from agentforge.phases.cognate.bench import Bench
 from agentforge.phases.cognate.diversity import diversity
 from agentforge.phases.cognate.figures import final_figures
 from agentforge.phases.cognate.measure import Measured, measure_model
@@ -36,7 +37,7 @@ from agentforge.phases.cognate.stages import (
     specialist_stages,
 )
 from agentforge.phases.cognate.tasks import TaskResults, measure_tasks
-from agentforge.phases.cognate.train import FINISHED_EARLY, PHASE, Bench
+from agentforge.phases.cognate.train import FINISHED_EARLY, PHASE
 from agentforge.phases.cognate.training import load_weights
 from agentforge.report import PhaseReport
 from agentforge.resources import TrainingResources

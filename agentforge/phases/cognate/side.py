@@ -20,7 +20,6 @@ PHASE = "cognate"
 CONTROLS = "cognate.controls"
 """Phase of the controls' events: displays follow the run's own models."""
 FOLDER = "controls"
-MODULE = "agentforge.controls_engine"
 BASE_STEPS = "cognate.base_steps"
 
 
@@ -33,7 +32,7 @@ def start_controls(context: RunContext, base_steps: int) -> SideRun | None:
     if done or not controls_beside(config, device):
         return None
     given = {BASE_STEPS: Resolved(value=base_steps, reason="the base took them")}
-    return SideRun(context, FOLDER, MODULE, PHASE, given)
+    return SideRun(context, FOLDER, PHASE, given)
 
 
 def train_controls(context: RunContext) -> int:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from agentforge.data.curriculum import stage_at
-from agentforge.data.prepare import Prepared
-from agentforge.errors import RunAborted, RunSuspended, TrainingError
+from agentforge.errors import RunSuspended, TrainingError
 from agentforge.events import (
     Alert,
     AlertAction,
@@ -22,6 +19,7 @@ from agentforge.events import (
     StepDone,
 )
 from agentforge.interventions import decide, intervention
+from agentforge.phases.cognate.bench import Bench, obey, write_checkpoint
 from agentforge.phases.cognate.training import (
     HalfStepError,
     StepResult,
@@ -30,15 +28,10 @@ from agentforge.phases.cognate.training import (
     out_of_memory_text,
     take_step,
 )
-from agentforge.resources import Resolved, TrainingResources, next_micro_batch_after_oom
-from agentforge.run.checkpoint import CheckpointInfo, CheckpointStore
-from agentforge.run.context import RunContext
+from agentforge.resources import Resolved, next_micro_batch_after_oom
+from agentforge.run.checkpoint import CheckpointInfo
 from agentforge.run.manifest import Resolved as ResolvedValue
-from agentforge.run.storage import look_at_disk
 from agentforge.sizing import longest_sequence
-
-if TYPE_CHECKING:
-    from agentforge.phases.side import SideRun
 
 PHASE = "cognate"
 FINISHED_EARLY = "cognate.finished_early"
@@ -58,33 +51,6 @@ SMALLER = AlertAction(
     label="Halve the micro-batch and accumulate more",
     consequence="the same gradient in more, smaller passes; the step is taken again",
 )
-
-
-@dataclass(slots=True)
-class Bench:
-    """What every training of the phase works with.
-
-    Attributes:
-        context: The run.
-        data: Corpora and tokenizer.
-        resources: Device, precision, memory-saving means.
-        store: Checkpoints.
-        progress: Steps done before the running stage, and of the whole phase.
-        fitness: Search fitness of the model in training; decides on extensions.
-        finishing: A user asked to end the phase: no more steps are taken.
-        side: The engine that trains the controls meanwhile.
-        phase: The phase it works for.
-    """
-
-    context: RunContext
-    data: Prepared
-    resources: TrainingResources
-    store: CheckpointStore
-    progress: tuple[int, int]
-    fitness: Callable[[Training], float]
-    finishing: bool = False
-    side: SideRun | None = None
-    phase: str = PHASE
 
 
 def train(bench: Bench, training: Training) -> None:
@@ -260,55 +226,14 @@ def _step_event(training: Training, result: StepResult) -> StepDone:
 
 
 def _listen(bench: Bench, training: Training) -> None:
-    """The step boundary: commands, checkpoints, disk."""
-    context, config = bench.context, bench.context.config
-    due = training.step % config.storage.checkpoint_interval == 0
-    if bench.side is not None:
-        bench.side.pass_on()
-    while True:
-        asked = context.control.poll(training.step)
-        if asked.abort:
-            raise RunAborted(f"aborted at step {training.step} of {training.stage.model}")
-        if due or asked.checkpoint or asked.suspend:
-            save_checkpoint(bench, training)
-            context.control.done(asked, "checkpoint")
-            due = False
-        if asked.suspend:
-            raise RunSuspended(f"suspended at step {training.step} of {training.stage.model}")
-        if asked.finish:
-            finish(bench, f"at step {training.step} of {training.stage.model}")
-            context.control.done(asked, "finish", message="no more steps are taken")
-        if not asked.paused:
-            break
-    if training.step % config.storage.disk_check_interval == 0:
-        _look_at_disk(bench, training)
-
-
-def finish(bench: Bench, when: str) -> None:
-    """End the phase: no more steps, now or after a resume."""
-    bench.finishing = True
-    bench.context.manifest.resolved[f"{bench.phase}.finished_early"] = ResolvedValue(
-        value=True, reason=f"asked for {when}"
-    )
-    bench.context.save_manifest()
+    """The step boundary."""
+    obey(bench, training.step, training.stage.model, lambda: save_checkpoint(bench, training))
 
 
 def save_checkpoint(bench: Bench, training: Training) -> CheckpointInfo:
     """Write a complete checkpoint of the running stage."""
-    info = bench.store.save(
-        phase=training.stage.phase,
-        stage=training.stage.model,
-        step=training.step,
-        groups=training.groups(),
-        state=training.state(),
-    )
-    bench.context.emit(info.event(bench.context.layout))
-    record = bench.context.manifest.phases[training.stage.phase]
-    now = time.time()
-    record.wall_s += now - record.started if record.started else 0.0
-    record.started = now
-    bench.context.save_manifest()
-    return info
+    stage = training.stage
+    return write_checkpoint(bench, stage.model, training.step, training.groups(), training.state())
 
 
 def restore(bench: Bench, training: Training) -> bool:
@@ -413,26 +338,6 @@ def _stalled(bench: Bench, training: Training) -> None:
         training.halvings += 1
     elif chosen == "stop":
         _suspend(bench, training, "the loss stands still")
-
-
-def _look_at_disk(bench: Bench, training: Training) -> None:
-    """Prune old checkpoints when the disk gets full, suspend when it is."""
-    storage = bench.context.config.storage
-    verdict = look_at_disk(bench.context.layout.root, storage)
-    if verdict == "ok":
-        return
-    removed = bench.store.prune(1)
-    bench.context.emit(
-        Alert(
-            id=f"disk-{training.stage.model}-{training.step}",
-            level="warning",
-            code="disk",
-            title="The disk is getting full",
-            detail=f"less than {storage.prune_below_gb} GB free; {removed} checkpoints removed",
-        )
-    )
-    if look_at_disk(bench.context.layout.root, storage) == "suspend":
-        _suspend(bench, training, f"less than {storage.suspend_below_gb} GB of disk are free")
 
 
 def _suspend(bench: Bench, training: Training, reason: str) -> None:

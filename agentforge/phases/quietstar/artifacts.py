@@ -11,6 +11,7 @@ from torch import Tensor
 from agentforge.config.schema import RunConfig
 from agentforge.data.tokenizers import TextTokenizer
 from agentforge.model.behaviour import Behaviour
+from agentforge.phases.cognate.artifacts import artifact_name
 from agentforge.phases.quietstar.bake import PHASE
 from agentforge.phases.quietstar.data import ReasoningData
 from agentforge.reasoning.dataset import EXAMPLES, METADATA, SetMetadata, metadata_json
@@ -21,29 +22,39 @@ from agentforge.run.context import RunContext
 from agentforge.run.tensor_file import SavedFile, file_sha256, save_model
 from agentforge.sizing import answer_tokens
 
-REASONER = f"{PHASE}.reasoner"
 DATASET = f"{PHASE}.dataset"
 
 
-def save_reasoning_model(
+def save_thinking_model(
     context: RunContext,
+    name: str,
     weights: Mapping[str, Tensor],
     behaviour: Behaviour,
     tokenizer: TextTokenizer,
     baked_sha256: str,
     steps: int,
-    thoughts_passed: bool,
-) -> SavedFile:
-    """Write the model that is handed on, with how it is run and how it generates by default."""
+    thoughts_passed: bool | None = None,
+) -> None:
+    """Write a model that thinks, with how it is run and how it generates by default.
+
+    Args:
+        context: The run.
+        name: Its name: `reasoner` is the one that is handed on.
+        weights: Its tensors.
+        behaviour: How it is run.
+        tokenizer: The run's.
+        baked_sha256: Hash of the model it comes from.
+        steps: Steps it took.
+        thoughts_passed: Whether its thoughts passed every anti-theater test; None: not tested.
+    """
     config = context.config
-    path = context.layout.artifacts / PHASE / "reasoner.safetensors"
+    path = context.layout.artifacts / PHASE / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = save_model(
         path,
         weights,
         {
-            "model": "reasoner",
-            "parent": "baked",
+            "model": name,
             "baked_sha256": baked_sha256,
             "behaviour": json.dumps(asdict(behaviour)),
             "generation": json.dumps(
@@ -56,41 +67,7 @@ def save_reasoning_model(
             "tokenizer": tokenizer.fingerprint,
         },
     )
-    note_artifact(context, PHASE, REASONER, saved)
-    return saved
-
-
-def save_thinking_model(
-    context: RunContext,
-    name: str,
-    weights: Mapping[str, Tensor],
-    behaviour: Behaviour,
-    tokenizer: TextTokenizer,
-    parent_sha256: str,
-    steps: int,
-) -> SavedFile:
-    """Write an intermediate model of the phase."""
-    config = context.config
-    path = context.layout.artifacts / PHASE / f"{name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saved = save_model(
-        path,
-        weights,
-        {
-            "model": name,
-            "parent_sha256": parent_sha256,
-            "behaviour": json.dumps(asdict(behaviour)),
-            "generation": json.dumps(
-                generation_defaults(config, sum(t.numel() for t in weights.values()))
-            ),
-            "steps": str(steps),
-            "shapes": config.model.model_dump_json(),
-            "vocab_size": str(tokenizer.vocab_size),
-            "tokenizer": tokenizer.fingerprint,
-        },
-    )
-    note_artifact(context, PHASE, f"{PHASE}.{name}", saved)
-    return saved
+    note_artifact(context, PHASE, artifact_name(name, PHASE), saved)
 
 
 def generation_defaults(config: RunConfig, params: int) -> dict[str, float | int | bool]:
@@ -104,12 +81,16 @@ def generation_defaults(config: RunConfig, params: int) -> dict[str, float | int
 
 
 def save_dataset(context: RunContext, reasoning: ReasoningData) -> None:
-    """Write what was baked as a set that can be read and baked again."""
+    """Write what was baked as a set that can be read and baked again; once a run."""
+    if DATASET in context.manifest.artifacts:
+        return
     folder = context.layout.artifacts / PHASE / "dataset"
     folder.mkdir(parents=True, exist_ok=True)
     rows: Sequence[ReasoningExample] = [e for found in reasoning.examples.values() for e in found]
+    metadata = SetMetadata(target=len(rows), tried=len(rows), source=reasoning.source)
+    if reasoning.reasoning_set is not None:
+        rows, metadata = reasoning.reasoning_set.examples, reasoning.reasoning_set.metadata
     path = folder / EXAMPLES
     write_atomic(path, "".join(f"{e.model_dump_json()}\n" for e in rows))
-    metadata = SetMetadata(target=len(rows), tried=len(rows), source=reasoning.source)
     write_atomic(folder / METADATA, metadata_json(metadata))
     note_artifact(context, PHASE, DATASET, SavedFile(path, path.stat().st_size, file_sha256(path)))

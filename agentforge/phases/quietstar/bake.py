@@ -16,9 +16,9 @@ from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
 from agentforge.model.loss import HaltingObjective
 from agentforge.phases.cognate.artifacts import Trained
+from agentforge.phases.cognate.bench import Bench
 from agentforge.phases.cognate.models import between, get_model, make_bench
 from agentforge.phases.cognate.stages import Stage
-from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import Training
 from agentforge.phases.quietstar.data import SKILLS, THOUGHTS, ReasoningData
 from agentforge.phases.quietstar.limits import most_tokens

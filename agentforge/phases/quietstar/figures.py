@@ -39,9 +39,9 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
         if np.isfinite(value):
             yield _figure("reasoner", name, value, n)
     yield _figure("reasoner", "rl/inference_time_ms", outcome.milliseconds[0], 1)
-    if outcome.rewards:
-        last = outcome.rewards[-10:]
-        yield _figure("reasoner", "rl/final_reward", float(np.mean(last)), len(last), "train")
+    # Where no step is left, the model is the baked one.
+    last = outcome.rewards[-10:] or [outcome.window.reward]
+    yield _figure("reasoner", "rl/final_reward", float(np.mean(last)), len(last), "train")
     yield _figure("reasoner", "rl/accuracy", final.judged.share(final.right), n)
     yield _figure("reasoner", "rl/improvement_over_baked", outcome.gain.mean, n)
     yield _figure("reasoner", "rl/improvement_over_champion", outcome.champion_gain.mean, n)

@@ -13,11 +13,11 @@ from agentforge.events import EvalDone, LogLine, StageEnded, StageStarted
 from agentforge.interventions import decide, intervention
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.cognate.artifacts import Trained, artifact_name, load_named
+from agentforge.phases.cognate.bench import Bench
 from agentforge.phases.cognate.models import between, fresh_model, make_bench
-from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import load_weights
 from agentforge.phases.quietstar import results as report
-from agentforge.phases.quietstar.artifacts import REASONER, save_dataset, save_reasoning_model
+from agentforge.phases.quietstar.artifacts import save_dataset, save_thinking_model
 from agentforge.phases.quietstar.bake import (
     BAKED,
     FINISHED_EARLY,
@@ -31,6 +31,7 @@ from agentforge.phases.quietstar.checks import run_tests, tell_tests
 from agentforge.phases.quietstar.control import further_steps
 from agentforge.phases.quietstar.data import ReasoningData, prepare_reasoning
 from agentforge.phases.quietstar.figures import final_figures
+from agentforge.phases.quietstar.limits import parameters
 from agentforge.phases.quietstar.measure import (
     Thinker,
     answer_ms,
@@ -40,7 +41,7 @@ from agentforge.phases.quietstar.measure import (
     skill_scores,
 )
 from agentforge.phases.quietstar.prompt_bake import prompt_bake
-from agentforge.phases.quietstar.reinforce import Window, look_at_window, reinforce
+from agentforge.phases.quietstar.reinforce import REASONER, Window, look_at_window, reinforce
 from agentforge.phases.quietstar.side import start_further
 from agentforge.phases.quietstar.start import StartModel, load_start, with_thinking_rows
 from agentforge.phases.quietstar.token_level import (
@@ -76,7 +77,7 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     _look_at_quality(context, reasoning)
     save_dataset(context, reasoning)
     model, _ = fresh_model(context, data, resources)
-    params = sum(p.numel() for p in model.parameters())
+    params = parameters(model)
     _use_threads(context)
 
     weights = with_thinking_rows(start.weights, data.tokenizer)
@@ -100,13 +101,11 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
         if bench.side is not None:
             bench.side.stop()
             bench.side = None
-    final = load_named(context, REASONER)
+    final = load_named(context, artifact_name(REASONER, PHASE))
     assert final is not None
     further = _bake_further(bench, reasoning, model, start, baked, params, steps)
     text = train_token_level(bench, model, baked.weights, start.behaviour)
-    return _report(
-        bench, reasoning, model, start, baked, final, further, text, window, rewards, params
-    )
+    return _report(bench, reasoning, model, start, baked, final, further, text, window, rewards)
 
 
 def _into_window(
@@ -152,7 +151,7 @@ def _reinforced(
 ) -> list[float]:
     """Reinforce and hand on, unless that is done; the mean reward of every step."""
     context, config = bench.context, bench.context.config
-    if load_named(context, REASONER) is not None:
+    if load_named(context, artifact_name(REASONER, PHASE)) is not None:
         noted = context.manifest.resolved.get(REWARDS)
         return [float(v) for v in str(noted.value).split()] if noted is not None else []
     load_weights(model, baked.weights, BAKED)
@@ -161,24 +160,15 @@ def _reinforced(
     context.manifest.resolved[REWARDS] = Resolved(
         value=" ".join(f"{r:.6g}" for r in policy.rewards), reason="mean reward of every step"
     )
-    battery = run_tests(
-        config,
-        model,
-        start.behaviour,
-        ThoughtReader(reasoning.prepared.tokenizer),
-        [q for q in reasoning.search if q.named],
-        config.quietstar.battery_items,
-        lambda: between(bench),
-    )
-    tell_tests(context, battery, "reasoner", "search")
-    save_reasoning_model(
+    save_thinking_model(
         context,
+        REASONER,
         model.state_dict(),
         start.behaviour,
         reasoning.prepared.tokenizer,
         baked.sha256,
         policy.step,
-        battery.passed,
+        policy.passed,
     )
     return policy.rewards
 
@@ -220,7 +210,6 @@ def _report(
     text: TextThoughts | None,
     window: Window,
     rewards: list[float],
-    params: int,
 ) -> PhaseReport:
     """Measure every model on the report split."""
     context, config = bench.context, bench.context.config
@@ -295,7 +284,6 @@ def _report(
         bake_steps=baked.steps,
         further_steps=0 if further is None else further.steps,
         rewards=rewards,
-        params=params,
         extra=() if text is None else (token_level_table(text),),
         hours=_hours(context),
         notes=_notes(context),
@@ -308,8 +296,8 @@ def _report(
 
 
 def _use_threads(context: RunContext) -> None:
-    """Nothing trains beside this phase; a resumed one goes on with the threads it began with."""
-    wanted = context.config.quietstar.threads or context.config.resources.threads
+    """The phase's own number of threads, where it has one; else the run's stay as they are."""
+    wanted = context.config.quietstar.threads
     if wanted:
         torch.set_num_threads(wanted)
 

@@ -56,7 +56,7 @@ class Policy:
         kl_factor: Of the configured KL weight; doubled by every return to a checkpoint.
         rollbacks: Returns to a checkpoint so far.
         rewards: Mean reward of every step so far.
-        good_step: Step of the last checkpoint whose thoughts passed every test.
+        passed: Whether the thoughts of these weights passed every test; None: not tested.
         ended: No further steps: the tests failed after every return to a checkpoint.
     """
 
@@ -68,7 +68,7 @@ class Policy:
     step: int = 0
     rollbacks: int = 0
     rewards: list[float] = field(default_factory=list)
-    good_step: int = 0
+    passed: bool | None = None
     ended: bool = False
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
@@ -88,7 +88,7 @@ class Policy:
             "kl_factor": self.kl_factor,
             "rollbacks": self.rollbacks,
             "rewards": list(self.rewards),
-            "good_step": self.good_step,
+            "passed": self.passed,
             "ended": self.ended,
             "rng": capture_rng().state,
         }
@@ -106,7 +106,7 @@ class Policy:
         self.kl_factor = state["kl_factor"]
         self.rollbacks = state["rollbacks"]
         self.rewards = list(state["rewards"])
-        self.good_step = state["good_step"]
+        self.passed = state["passed"]
         self.ended = state["ended"]
         restore_rng(RngState(state["rng"], dict(groups["rng"])))
 
@@ -246,6 +246,7 @@ def take_policy_step(
     stats = policy.optimizer.step(policy.step)
     policy.step += 1
     policy.rewards.append(float(rewards.mean()))
+    policy.passed = None
     return PolicyStep(
         reward=float(rewards.mean()),
         accuracy=float(judged.right.mean()),

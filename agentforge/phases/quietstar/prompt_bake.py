@@ -18,21 +18,19 @@ import torch
 from torch import Tensor
 
 from agentforge.config.schema import RunConfig
-from agentforge.errors import RunAborted, RunSuspended
 from agentforge.events import EvalDone, Progress, StageEnded, StageStarted, StepDone
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
-from agentforge.optim.hybrid import HybridOptimizer
+from agentforge.optim.hybrid import HybridOptimizer, StepStats
 from agentforge.phases.cognate.artifacts import Trained, artifact_name, load_named
+from agentforge.phases.cognate.bench import Bench, obey, write_checkpoint
 from agentforge.phases.cognate.models import between
-from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import load_weights
 from agentforge.phases.quietstar.artifacts import save_thinking_model
 from agentforge.phases.quietstar.bake import PHASE
 from agentforge.phases.quietstar.data import ReasoningData
 from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.phases.quietstar.policy import question_pool
-from agentforge.run.checkpoint import CheckpointInfo
 from agentforge.thinking.distill import baking_kl, written_logits
 from agentforge.thinking.questions import Question, ask, prompt_ids
 from agentforge.thinking.sampling import sample
@@ -75,6 +73,16 @@ class PromptBaking:
         self.step = state["step"]
 
 
+@dataclass(frozen=True, slots=True)
+class BakingStep:
+    """What one step measured: KL in nats a token, the optimiser's figures, tokens, seconds."""
+
+    kl: float
+    stats: StepStats
+    tokens: int
+    wall_s: float
+
+
 def prompt_bake(
     bench: Bench, model: CognateLM, baked: Trained, reasoning: ReasoningData
 ) -> Trained:
@@ -101,9 +109,16 @@ def prompt_bake(
         loaded = bench.store.load(newest)
         training.load(loaded.groups, loaded.state)
     while training.step < steps and not bench.finishing:
-        loss, tokens, wall_s = take_step(training, config, baked.behaviour, reader, pool, strategy)
-        _tell(bench, training, loss, tokens, wall_s)
-        _listen(bench, training)
+        done = take_step(training, config, baked.behaviour, reader, pool, strategy)
+        _tell(bench, training, done)
+        obey(
+            bench,
+            training.step,
+            PROMPT_BAKED,
+            lambda: write_checkpoint(
+                bench, PROMPT_BAKED, training.step, training.groups(), training.state()
+            ),
+        )
     wall_s = time.perf_counter() - began
     context.emit(
         StageEnded(
@@ -153,8 +168,8 @@ def take_step(
     reader: ThoughtReader,
     pool: list[Question],
     strategy: str,
-) -> tuple[float, int, float]:
-    """The prompted teacher writes, the unprompted student matches it; KL, tokens, seconds."""
+) -> BakingStep:
+    """The prompted teacher writes, the unprompted student matches it."""
     began = time.perf_counter()
     tokenizer = reader.tokenizer
     luck = random.Random(f"{config.seed}/prompt-bake/{training.step}")
@@ -183,9 +198,9 @@ def take_step(
     loss = baking_kl(student, teacher)
     training.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    training.optimizer.step(training.step)
+    stats = training.optimizer.step(training.step)
     training.step += 1
-    return float(loss.detach()), len(student), time.perf_counter() - began
+    return BakingStep(float(loss.detach()), stats, len(student), time.perf_counter() - began)
 
 
 def _tell_use(
@@ -222,40 +237,7 @@ def _tell_use(
     )
 
 
-def _save(bench: Bench, training: PromptBaking) -> CheckpointInfo:
-    info = bench.store.save(
-        phase=PHASE,
-        stage=PROMPT_BAKED,
-        step=training.step,
-        groups=training.groups(),
-        state=training.state(),
-    )
-    bench.context.emit(info.event(bench.context.layout))
-    return info
-
-
-def _listen(bench: Bench, training: PromptBaking) -> None:
-    """The step boundary: commands, checkpoints."""
-    context = bench.context
-    due = training.step % context.config.storage.checkpoint_interval == 0
-    while True:
-        asked = context.control.poll(training.step)
-        if asked.abort:
-            raise RunAborted(f"aborted at step {training.step} of the prompt baking")
-        if due or asked.checkpoint or asked.suspend:
-            _save(bench, training)
-            context.control.done(asked, "checkpoint")
-            due = False
-        if asked.suspend:
-            raise RunSuspended(f"suspended at step {training.step} of the prompt baking")
-        if asked.finish:
-            bench.finishing = True
-            context.control.done(asked, "finish", message="no more steps are taken")
-        if not asked.paused:
-            return
-
-
-def _tell(bench: Bench, training: PromptBaking, loss: float, tokens: int, wall_s: float) -> None:
+def _tell(bench: Bench, training: PromptBaking, done: BakingStep) -> None:
     steps = bench.context.config.quietstar.baking.kl_steps
     bench.context.emit(
         StepDone(
@@ -263,12 +245,12 @@ def _tell(bench: Bench, training: PromptBaking, loss: float, tokens: int, wall_s
             model=PROMPT_BAKED,
             step=training.step,
             steps=steps,
-            loss=loss,
-            lr=bench.context.config.quietstar.reinforce.muon_lr,
-            grad_norm=0.0,
-            tokens=tokens,
-            tokens_per_s=tokens / wall_s,
-            extra={"baking/prompt_kl": loss},
+            loss=done.kl,
+            lr=done.stats.lr,
+            grad_norm=done.stats.grad_norm,
+            tokens=done.tokens,
+            tokens_per_s=done.tokens / done.wall_s,
+            extra={"baking/prompt_kl": done.kl},
         )
     )
     bench.context.emit(

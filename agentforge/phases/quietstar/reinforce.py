@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agentforge.errors import RunAborted, RunSuspended
+from agentforge.errors import RunSuspended
 from agentforge.events import (
     Alert,
     AlertAction,
@@ -21,9 +21,9 @@ from agentforge.events import (
 from agentforge.interventions import decide, intervention
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
+from agentforge.phases.cognate.bench import Bench, obey, write_checkpoint
 from agentforge.phases.cognate.models import between as cognate_between
-from agentforge.phases.cognate.train import Bench
-from agentforge.phases.quietstar.bake import FINISHED_EARLY, PHASE
+from agentforge.phases.quietstar.bake import PHASE
 from agentforge.phases.quietstar.checks import ask_about_theater, run_tests, tell_tests
 from agentforge.phases.quietstar.data import ReasoningData
 from agentforge.phases.quietstar.limits import most_tokens
@@ -36,8 +36,8 @@ from agentforge.phases.quietstar.policy import (
 )
 from agentforge.reasoning.strategies import STRATEGIES
 from agentforge.run.checkpoint import CheckpointInfo
-from agentforge.run.manifest import Resolved
 from agentforge.sizing import thought_band
+from agentforge.thinking.battery import Battery
 from agentforge.thinking.questions import Question, ask
 from agentforge.thinking.thought import ThoughtReader
 
@@ -153,7 +153,7 @@ def reinforce(
     context, config = bench.context, bench.context.config
     wanted = config.quietstar.reinforce
     policy = start_policy(config, model, reasoning)
-    pool = _pool(config.quietstar.data.named_share, question_pool(config, reasoning), window)
+    pool = _pool(question_pool(config, reasoning), window)
     thoughts = wanted.thoughts or thought_band(params).thoughts
     reader = ThoughtReader(reasoning.prepared.tokenizer)
     context.emit(StageStarted(phase=PHASE, stage="reinforce", model=REASONER, steps=wanted.steps))
@@ -176,9 +176,12 @@ def reinforce(
             bench.resources.micro_batch_tokens.value,
         )
         _tell_step(bench, policy, result, began, first)
-        if policy.step % wanted.check_interval == 0 and policy.step < wanted.steps:
+        if policy.step % wanted.check_interval == 0 or policy.step >= wanted.steps:
             _check(bench, policy, behaviour, reader, reasoning)
-        _listen(bench, policy)
+        obey(bench, policy.step, REASONER, lambda: _save(bench, policy, good=False))
+    if policy.passed is None:
+        # Ended early, or back at the start: what is handed on is tested whatever it is.
+        _test(bench, policy, behaviour, reader, reasoning, last=True)
     context.emit(
         StageEnded(
             phase=PHASE,
@@ -191,7 +194,7 @@ def reinforce(
     return policy
 
 
-def _pool(named_share: float, pool: list[Question], window: Window) -> list[Question]:
+def _pool(pool: list[Question], window: Window) -> list[Question]:
     """All questions, or those of the strategies that are answered worst."""
     if window.verdict != "harder":
         return pool
@@ -207,23 +210,36 @@ def _check(
     reader: ThoughtReader,
     reasoning: ReasoningData,
 ) -> None:
-    """The tests; a failure rolls back, adjusts or stops."""
-    context, config = bench.context, bench.context.config
-    named = [q for q in reasoning.search if q.named]
-    battery = run_tests(
-        config,
-        policy.model,
-        behaviour,
-        reader,
-        named,
-        config.quietstar.check_items,
-        lambda: cognate_between(bench),
-    )
-    tell_tests(context, battery, REASONER, "search")
+    """The tests; a failure rolls back, adjusts or stops. Before hand-off there are more items."""
+    last = policy.step >= bench.context.config.quietstar.reinforce.steps
+    battery = _test(bench, policy, behaviour, reader, reasoning, last)
     if battery.passed:
         _save(bench, policy, good=True)
         return
-    act_on_theater(bench, policy, ask_about_theater(context, battery, policy.step))
+    act_on_theater(bench, policy, ask_about_theater(bench.context, battery, policy.step))
+
+
+def _test(
+    bench: Bench,
+    policy: Policy,
+    behaviour: Behaviour,
+    reader: ThoughtReader,
+    reasoning: ReasoningData,
+    last: bool,
+) -> Battery:
+    wanted = bench.context.config.quietstar
+    battery = run_tests(
+        bench.context.config,
+        policy.model,
+        behaviour,
+        reader,
+        [q for q in reasoning.search if q.named],
+        wanted.battery_items if last else wanted.check_items,
+        lambda: cognate_between(bench),
+    )
+    tell_tests(bench.context, battery, REASONER, "search")
+    policy.passed = battery.passed
+    return battery
 
 
 def act_on_theater(bench: Bench, policy: Policy, verdict: str) -> None:
@@ -239,76 +255,36 @@ def act_on_theater(bench: Bench, policy: Policy, verdict: str) -> None:
         policy.kl_factor *= 2
     if verdict != "roll_back":
         return
-    rollbacks, factor = policy.rollbacks + 1, 2 * policy.kl_factor
+    rollbacks, factor = policy.rollbacks, 2 * policy.kl_factor
     good = bench.store.best()
-    if rollbacks > MOST_ROLLBACKS or good is None or good.stage != REASONER:
+    if good is not None and good.stage == REASONER:
+        failed, loaded = policy.step, bench.store.load(good)
+        policy.load(loaded.groups, loaded.state)
+    else:
+        failed, rollbacks = policy.step, MOST_ROLLBACKS
+    # The count seeds the draw of questions: the same steps would lead to the same place.
+    policy.rollbacks, policy.kl_factor = rollbacks + 1, factor
+    if policy.rollbacks > MOST_ROLLBACKS:
+        policy.rollbacks, policy.ended = MOST_ROLLBACKS, True
         bench.context.emit(
             Alert(
-                id=f"{PHASE}-theater-end-{policy.step}",
+                id=f"{PHASE}-theater-end-{failed}",
                 level="warning",
                 code="theater",
-                title="No further return to a checkpoint",
-                detail=f"{policy.rollbacks} returns; the reinforcement ends here",
+                title="The reinforcement ends here",
+                detail=f"the thoughts failed after {MOST_ROLLBACKS} returns to a checkpoint; "
+                f"the model of step {policy.step} is handed on",
             )
         )
-        policy.kl_factor, policy.ended = factor, True
-        _save(bench, policy, good=False)
-        return
-    loaded = bench.store.load(good)
-    policy.load(loaded.groups, loaded.state)
-    # Another draw of questions, or the same steps would lead to the same place.
-    policy.rollbacks, policy.kl_factor = rollbacks, factor
-    _save(bench, policy, good=True)
+    _save(bench, policy, good=not policy.ended)
 
 
 def _save(bench: Bench, policy: Policy, good: bool) -> CheckpointInfo:
     """Write a complete checkpoint; a good one is kept until a newer one is good."""
-    if good:
-        policy.good_step = policy.step
-    info = bench.store.save(
-        phase=PHASE,
-        stage=REASONER,
-        step=policy.step,
-        groups=policy.groups(),
-        state=policy.state(),
-    )
+    info = write_checkpoint(bench, REASONER, policy.step, policy.groups(), policy.state())
     if good:
         bench.store.mark_best(info)
-    bench.context.emit(info.event(bench.context.layout))
-    bench.context.save_manifest()
     return info
-
-
-def _listen(bench: Bench, policy: Policy) -> None:
-    """The step boundary: commands, checkpoints."""
-    context, config = bench.context, bench.context.config
-    due = policy.step % config.storage.checkpoint_interval == 0
-    if bench.side is not None:
-        bench.side.pass_on()
-    while True:
-        asked = context.control.poll(policy.step)
-        if asked.abort:
-            raise RunAborted(f"aborted at step {policy.step} of the reinforcement")
-        if due or asked.checkpoint or asked.suspend:
-            _save(bench, policy, good=False)
-            context.control.done(asked, "checkpoint")
-            due = False
-        if asked.suspend:
-            raise RunSuspended(f"suspended at step {policy.step} of the reinforcement")
-        if asked.finish:
-            end_early(bench, f"at step {policy.step} of the reinforcement")
-            context.control.done(asked, "finish", message="no more steps are taken")
-        if not asked.paused:
-            return
-
-
-def end_early(bench: Bench, when: str) -> None:
-    """End the phase: no more steps, now or after a resume."""
-    bench.finishing = True
-    bench.context.manifest.resolved[FINISHED_EARLY] = Resolved(
-        value=True, reason=f"asked for {when}"
-    )
-    bench.context.save_manifest()
 
 
 def _tell_step(bench: Bench, policy: Policy, result: PolicyStep, began: float, first: int) -> None:

@@ -43,7 +43,6 @@ class Outcome:
         milliseconds: An answer with thoughts, without, and how many were timed.
         rl_steps, bake_steps, further_steps: Steps that were taken.
         rewards: Mean reward by step.
-        params: Parameters of the model.
         hours: Clock time of the phase.
         extra: Tables of optional parts.
         notes: What happened on the way.
@@ -63,7 +62,6 @@ class Outcome:
     bake_steps: int
     further_steps: int
     rewards: list[float]
-    params: int
     hours: float
     extra: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
@@ -102,7 +100,8 @@ class Outcome:
     def forgotten(self) -> float:
         """Largest loss of a skill from the champion to the reasoning model."""
         after = self.thinkers[REASONING].skills
-        return max(before - after[name] for name, before in self.champion_skills.items())
+        losses = [before - after[name] for name, before in self.champion_skills.items()]
+        return max(losses, default=float("nan"))
 
 
 def phase_report(outcome: Outcome) -> PhaseReport:

@@ -14,6 +14,7 @@ from agentforge.phases.cognate.artifacts import Trained, load_named
 from agentforge.phases.cognate.models import fresh_model
 from agentforge.phases.quietstar.bake import FURTHER, PHASE, bake, further_stage
 from agentforge.phases.quietstar.data import prepare_reasoning
+from agentforge.phases.quietstar.limits import parameters
 from agentforge.phases.resources import controls_beside, settle_resources
 from agentforge.phases.side import SideRun
 from agentforge.run.context import RunContext
@@ -21,7 +22,6 @@ from agentforge.run.layout import RunLayout
 from agentforge.run.manifest import Resolved, load_manifest
 
 FOLDER = "further"
-MODULE = "agentforge.further_engine"
 STEPS, BAKED_NAME = "quietstar.further_steps", "quietstar.further_parent"
 
 
@@ -41,7 +41,7 @@ def start_further(context: RunContext, baked: str, steps: int) -> SideRun | None
         STEPS: Resolved(value=steps, reason="as much compute as the reinforcement"),
         BAKED_NAME: Resolved(value=baked, reason="the model the reinforcement begins with"),
     }
-    return SideRun(context, FOLDER, MODULE, PHASE, given)
+    return SideRun(context, FOLDER, PHASE, given)
 
 
 def train_further(context: RunContext) -> int:
@@ -55,8 +55,7 @@ def train_further(context: RunContext) -> int:
     data = prepare(context.config)
     reasoning = prepare_reasoning(context.config, data)
     model, _ = fresh_model(context, data, resources)
-    params = sum(p.numel() for p in model.parameters())
-    stage = further_stage(context.config, baked.behaviour, params, steps, FURTHER)
+    stage = further_stage(context.config, baked.behaviour, parameters(model), steps, FURTHER)
     bake(context, reasoning, resources, model, stage, baked.weights, baked.sha256)
     return ExitCode.OK
 

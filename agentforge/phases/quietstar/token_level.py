@@ -21,10 +21,11 @@ from agentforge.evals.stats import Interval, paired_bootstrap
 from agentforge.events import Progress, StageEnded, StageStarted, StepDone
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
+from agentforge.phases.cognate.bench import Bench, obey, write_checkpoint
 from agentforge.phases.cognate.models import between
-from agentforge.phases.cognate.train import Bench
 from agentforge.phases.cognate.training import load_weights
 from agentforge.phases.quietstar.bake import PHASE
+from agentforge.phases.quietstar.limits import parameters
 from agentforge.report import Cell, Table
 from agentforge.run.artifacts import note_artifact
 from agentforge.run.tensor_file import save_model
@@ -89,6 +90,17 @@ class TokenTraining:
 
 
 @dataclass(frozen=True, slots=True)
+class TextStep:
+    """What one step measured: loss, gradient norm, tokens of thoughts, seconds, W&B figures."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    wall_s: float
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class TextThoughts:
     """What thinking within held-out text brings.
 
@@ -99,7 +111,7 @@ class TextThoughts:
         weight: Mean mixing weight.
         places: Places measured.
         steps: Steps trained.
-        milliseconds: Clock time of the thoughts of one place, batched; and of one alone.
+        milliseconds: Clock time of one thought, batched.
     """
 
     gain: Interval
@@ -140,18 +152,16 @@ def train_token_level(
         training.load(loaded.groups, loaded.state)
         first = training.step
     while training.step < wanted.steps and not bench.finishing:
-        loss, figures = _step(config, training, behaviour, reader, texts)
-        _tell(bench, training, loss, figures, began, first)
-        if training.step % config.storage.checkpoint_interval == 0:
-            info = bench.store.save(
-                phase=PHASE,
-                stage=STAGE,
-                step=training.step,
-                groups=training.groups(),
-                state={"step": training.step},
-            )
-            context.emit(info.event(context.layout))
-        between(bench)
+        done = _step(config, training, behaviour, reader, texts)
+        _tell(bench, training, done, began, first)
+        obey(
+            bench,
+            training.step,
+            STAGE,
+            lambda: write_checkpoint(
+                bench, STAGE, training.step, training.groups(), {"step": training.step}
+            ),
+        )
     wall_s = time.perf_counter() - began
     context.emit(
         StageEnded(phase=PHASE, stage=STAGE, model=STAGE, steps=training.step, wall_s=wall_s)
@@ -198,9 +208,9 @@ def _texts(corpora: Mapping[str, Corpus], tokens: int) -> list[NDArray[np.int32]
     return [rows[i] for i in range(longest) for rows in found if i < len(rows)]
 
 
-def _shape(config: RunConfig, params: int) -> tuple[int, int]:
+def _shape(config: RunConfig, model: CognateLM) -> tuple[int, int]:
     """Thoughts a place and tokens of a thought, by the measured size."""
-    wanted, band = config.quietstar.token_level, thought_band(params)
+    wanted, band = config.quietstar.token_level, thought_band(parameters(model))
     return (
         wanted.thoughts or min(MOST_THOUGHTS, band.thoughts),
         wanted.length or band.thought_tokens,
@@ -215,7 +225,7 @@ def _batch(
 ) -> tuple[Tensor, Tensor]:
     """Texts of one length and their places."""
     wanted = config.quietstar.token_level
-    _, length = _shape(config, sum(p.numel() for p in training.model.parameters()))
+    _, length = _shape(config, training.model)
     room = training.model.config.context - length - 2 - wanted.talk
     width = min(min(len(r) for r in rows), room)
     device = training.model.rope_cos.device
@@ -233,13 +243,14 @@ def _step(
     behaviour: Behaviour,
     reader: ThoughtReader,
     texts: list[NDArray[np.int32]],
-) -> tuple[float, dict[str, float]]:
-    """One optimiser step; loss and figures."""
+) -> TextStep:
+    """One optimiser step."""
+    started = time.perf_counter()
     wanted, model, extra = config.quietstar.token_level, training.model, training.extra
     luck = random.Random(f"{config.seed}/token/{training.step}")
     rows = [texts[luck.randrange(len(texts))] for _ in range(wanted.batch_size)]
     ids, places = _batch(config, training, behaviour, rows)
-    thoughts, length = _shape(config, sum(p.numel() for p in model.parameters()))
+    thoughts, length = _shape(config, model)
     generator = torch.Generator(ids.device).manual_seed(luck.randrange(2**31))
     model.train()
     written = sample_thoughts(
@@ -267,13 +278,17 @@ def _step(
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
     training.optimizer.step()
     training.step += 1
-    figures = {
-        "rl/token_gain": float(found.gain),
-        "rl/token_reward_std": float(found.reward_std),
-        "rl/token_mixing_weight": float(found.weight),
-        "grad_norm": norm,
-    }
-    return float(total.detach()), figures
+    return TextStep(
+        loss=float(total.detach()),
+        grad_norm=norm,
+        tokens=written.numel(),
+        wall_s=time.perf_counter() - started,
+        figures={
+            "rl/token_gain": float(found.gain),
+            "rl/token_reward_std": float(found.reward_std),
+            "rl/token_mixing_weight": float(found.weight),
+        },
+    )
 
 
 def _measure(
@@ -286,12 +301,12 @@ def _measure(
     """Gain of own thoughts and of controls on held-out text, place by place."""
     config = bench.context.config
     wanted, model, extra = config.quietstar.token_level, training.model, training.extra
-    count, length = _shape(config, sum(p.numel() for p in model.parameters()))
+    count, length = _shape(config, model)
     model.eval()
     gains: list[float] = []
     controls: dict[str, list[float]] = {"swapped": [], "random": [], "filler": []}
     weights, spent, thought_count = [], 0.0, 0
-    size = wanted.batch_size
+    size = min(wanted.batch_size, len(texts))
     for start in range(0, len(texts) - size + 1, size):
         between(bench)
         ids, places = _batch(config, training, behaviour, texts[start : start + size])
@@ -385,13 +400,11 @@ def _save(bench: Bench, training: TokenTraining) -> None:
 def _tell(
     bench: Bench,
     training: TokenTraining,
-    loss: float,
-    figures: dict[str, float],
+    result: TextStep,
     began: float,
     first: int,
 ) -> None:
     steps = bench.context.config.quietstar.token_level.steps
-    norm = figures.pop("grad_norm")
     spent = time.perf_counter() - began
     done = training.step - first
     bench.context.emit(
@@ -400,12 +413,12 @@ def _tell(
             model=STAGE,
             step=training.step,
             steps=steps,
-            loss=loss,
+            loss=result.loss,
             lr=bench.context.config.quietstar.token_level.lr,
-            grad_norm=norm,
-            tokens=0,
-            tokens_per_s=0.0,
-            extra=figures,
+            grad_norm=result.grad_norm,
+            tokens=result.tokens,
+            tokens_per_s=result.tokens / result.wall_s,
+            extra=result.figures,
         )
     )
     bench.context.emit(
