@@ -191,7 +191,9 @@ class QuietStarConfig(Section):
     control: bool = Field(
         True, description="Bake on for the reinforcement's compute, as the fair competitor."
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of this phase; 0: all cores.")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of this phase; 0: the run's own."
+    )
 
     @model_validator(mode="after")
     def _window(self) -> QuietStarConfig:

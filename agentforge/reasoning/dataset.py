@@ -66,7 +66,8 @@ class ReasoningSet:
     @property
     def valid_share(self) -> float:
         """Valid examples of those that were tried; 1 where nothing was counted."""
-        tried = max(self.metadata.tried, len(self.examples))
+        # Lines that the file itself holds are counted even where its metadata forgot them.
+        tried = max(self.metadata.tried, len(self.examples) + sum(self.faults.values()))
         return len(self.examples) / tried if tried else 1.0
 
     @property

@@ -22,21 +22,6 @@ Fault = Literal[
     "too_long",
     "duplicate",
 ]
-FAULTS: tuple[Fault, ...] = (
-    "bad_schema",
-    "unknown_strategy",
-    "missing_thinking",
-    "missing_end",
-    "repeated_token",
-    "missing_strategy_token",
-    "wrong_strategy",
-    "empty_reasoning",
-    "empty_answer",
-    "token_in_text",
-    "too_long",
-    "duplicate",
-)
-
 LONGEST_REASONING = 4_000
 """Characters; the documents' mean is 127 tokens, some 500 characters."""
 LONGEST_ANSWER = 1_000

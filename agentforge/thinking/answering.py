@@ -44,7 +44,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer.
+    """One answer; `ThoughtReader.text` of `chosen` shows it with or without its thought.
 
     Attributes:
         chosen: What was written, taken apart: thought, strategy, answer.
@@ -59,13 +59,6 @@ class Reply:
     thought: str
     votes: int = 1
     others: tuple[Answered, ...] = ()
-
-    def shown(self, show_thought: bool) -> str:
-        """What a person reads."""
-        if not show_thought or not self.thought:
-            return self.answer
-        name = self.chosen.strategy or "thought"
-        return f"({name}: {self.thought}) {self.answer}"
 
 
 def reply(

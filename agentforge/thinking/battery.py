@@ -132,7 +132,7 @@ def run_battery(
     )
     prompts = prompt_ids(tokenizer, questions)
     answers = [[*tokenizer.encode(f" {q.answer}"), tokenizer.eos_id] for q in questions]
-    own = [_body(reader, q, a) for q, a in zip(questions, judged.answered, strict=True)]
+    own = [_body(a) for a in judged.answered]
 
     def given(thoughts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> Given:
         if between is not None:
@@ -291,7 +291,7 @@ def ask_directly(
     return [c.tokens for c in found]
 
 
-def _body(reader: ThoughtReader, question: Question, answered: Answered) -> list[int]:
+def _body(answered: Answered) -> list[int]:
     """The thought that was written, without the tokens around it; empty when there was none."""
     return list(answered.thought) if answered.opened and answered.closed else []
 

@@ -69,6 +69,6 @@ def test_steps_of_prompt_baking_bring_the_student_to_the_prompted_teacher() -> N
     before = {n: t.clone() for n, t in training.teacher.state_dict().items()}
     pool = [q for q in question_pool(config, reasoning) if "doubt" in q.allowed]
     reader = ThoughtReader(data.tokenizer)
-    losses = [take_step(training, config, Behaviour(), reader, pool, "doubt")[0] for _ in range(12)]
+    losses = [take_step(training, config, Behaviour(), reader, pool, "doubt").kl for _ in range(12)]
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(t, before[n]) for n, t in training.teacher.state_dict().items())

@@ -111,6 +111,14 @@ def test_under_nine_tenths_valid_needs_attention(tmp_path: Path) -> None:
     assert read_set(write(tmp_path / "b", ten(8), target=80, tried=100)).needs_attention
 
 
+def test_faulty_lines_need_attention_whatever_the_metadata_says(tmp_path: Path) -> None:
+    rows = ten(2)
+    bad = [json.dumps(json.loads(rows[0]) | {"id": f"bad{i}", "answer": " "}) for i in range(5)]
+    found = read_set(write(tmp_path / "a", [*rows, *bad], target=20, tried=20))
+    assert found.valid_share == 0.8
+    assert found.needs_attention
+
+
 def test_faulty_and_repeated_lines_are_counted(tmp_path: Path) -> None:
     rows = ten(2)
     bad = json.loads(rows[0]) | {"id": "bad", "reasoning": "no thought"}
