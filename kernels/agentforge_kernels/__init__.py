@@ -29,6 +29,7 @@ from agentforge_kernels.ops import (
     ternary_linear_block_sparse,
 )
 from agentforge_kernels.prepared import PreparedTernary, prepare, prepare_in_order
+from agentforge_kernels.pruning import kept_tiles, weights_of_tiles
 from agentforge_kernels.sparse import (
     BlockSparseTernary,
     ColumnTernary,
@@ -57,6 +58,7 @@ __all__ = [
     "from_block_sparse",
     "from_columns",
     "int8_linear",
+    "kept_tiles",
     "load_tensors",
     "pack",
     "prepare",
@@ -73,6 +75,7 @@ __all__ = [
     "to_block_sparse",
     "to_columns",
     "unpack",
+    "weights_of_tiles",
     "zero_tile_share",
 ]
 

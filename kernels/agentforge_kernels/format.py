@@ -31,6 +31,9 @@ ZERO_WEIGHTS = 0x55
 CODES_ALLOWED = "codes 0, 1 and 2 (weights -1, 0 and 1)"
 SMALLEST_MAGNITUDE = 1e-5
 """Lower bound of a mean or maximum magnitude before it divides (transformers, BitNet)."""
+PAPER_THRESHOLD = 0.5
+"""Share of the scale up to which rounding gives 0."""
+LARGEST_THRESHOLD = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +75,26 @@ def padded(columns: int, multiple: int = GROUP_COLUMNS) -> int:
     return -(-columns // multiple) * multiple
 
 
-def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weights(
+    weight: Tensor, *, threshold: float = PAPER_THRESHOLD, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Absmean quantisation of one matrix (BitNet b1.58, equations 1-3).
 
     Args:
         weight: Floating ``[rows, columns]``, finite; computed in float32, as in transformers.
+        threshold: Share of the scale up to which a magnitude becomes 0. The paper rounds, half to
+            even, which is 0.5; for Gaussian weights 0.5 makes 31.0 % zeros, 0.05 makes 3.2 %.
+        kept: Optional bool ``[rows, columns]``: weights outside are 0 and not counted in the scale
+            (pruned ones, see :mod:`agentforge_kernels.pruning`).
 
     Returns:
         Trits int8 ``[rows, columns]`` and the scale float32 ``[1]`` with ``weight ~ scale * trit``;
-        ``scale * trit`` in float32 equals transformers' ``(w * s).round().clamp(-1, 1) / s``, bit
-        for bit.
+        at the paper's threshold ``scale * trit`` in float32 equals transformers'
+        ``(w * s).round().clamp(-1, 1) / s`` of the kept weights, bit for bit.
 
     Raises:
-        KernelInputError: Not a floating matrix, or not finite.
+        KernelInputError: Not a floating matrix, or not finite; a threshold outside [0, 10]; kept
+            weights of another shape or dtype.
     """
     if weight.ndim != 2 or not weight.is_floating_point():
         raise KernelInputError(
@@ -92,10 +102,36 @@ def quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         )
     if not bool(torch.isfinite(weight).all()):
         raise KernelInputError("weight", "NaN or infinity", "finite values")
+    check_quantizer(threshold, kept, weight)
+    return ternary(weight, threshold, kept)
+
+
+def ternary(weight: Tensor, threshold: float, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`quantize_weights`, unchecked; a matrix of which nothing is kept is all zero."""
     weight = weight.float()
-    inverse = 1.0 / weight.abs().mean().clamp_(min=SMALLEST_MAGNITUDE)
-    trits = (weight * inverse).round().clamp_(-1, 1).to(torch.int8)
+    values = weight if kept is None else weight[kept]
+    mean = values.abs().mean() if values.numel() else weight.new_zeros(())
+    inverse = 1.0 / mean.clamp_(min=SMALLEST_MAGNITUDE)
+    scaled = weight * inverse
+    # |x| > 1/2 is where rounding half to even leaves 0, and one form serves every threshold.
+    trits = (scaled > threshold).to(torch.int8) - (scaled < -threshold).to(torch.int8)
+    if kept is not None:
+        trits = trits * kept
     return trits, (1.0 / inverse).reshape(1)
+
+
+def check_quantizer(threshold: float, kept: Tensor | None, weight: Tensor) -> None:
+    """Raise :class:`KernelInputError` for a threshold or kept weights that cannot be used."""
+    if not 0.0 <= threshold <= LARGEST_THRESHOLD:
+        raise KernelInputError("threshold", threshold, f"0 to {LARGEST_THRESHOLD:g}")
+    if kept is None:
+        return
+    if kept.dtype != torch.bool or kept.shape != weight.shape or kept.device != weight.device:
+        raise KernelInputError(
+            "kept",
+            f"{kept.dtype} of shape {list(kept.shape)} on {kept.device}",
+            f"bool of shape {list(weight.shape)} on {weight.device}",
+        )
 
 
 def pack(trits: Tensor, scale: Tensor | float) -> PackedTernary:

@@ -22,13 +22,20 @@ from torch import Tensor
 from agentforge_kernels import reference
 from agentforge_kernels.arguments import check_device, check_floating, check_x
 from agentforge_kernels.errors import KernelInputError
-from agentforge_kernels.format import SMALLEST_MAGNITUDE
+from agentforge_kernels.format import PAPER_THRESHOLD, check_quantizer, ternary
 
 EXACT_COLUMNS = (1 << 24) // 128
 """float32 holds integers up to 2^24: sums of this many products of int8 and trit are exact."""
 
 
-def ste_ternary_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def ste_ternary_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: float = PAPER_THRESHOLD,
+    kept: Tensor | None = None,
+) -> Tensor:
     """Linear layer that computes with ternary weights and int8 activations and trains a float one.
 
     Kept for the backward pass are activations and weights in int8, a quarter of what float32 needs.
@@ -37,6 +44,8 @@ def ste_ternary_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         x: float32, float16 or bfloat16 ``[..., columns]``.
         weight: The master weight ``[rows, columns]``, same dtypes; quantised in float32.
         bias: Optional floating ``[rows]``.
+        threshold: As for :func:`agentforge_kernels.format.quantize_weights`.
+        kept: Optional bool ``[rows, columns]``: weights outside are 0 and get no gradient.
 
     Returns:
         ``[..., rows]`` in the dtype of ``x``: before rounding to it the bits of
@@ -53,12 +62,14 @@ def ste_ternary_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         raise KernelInputError(
             "weight", f"shape {list(weight.shape)}", "[rows, columns], not empty"
         )
+    check_quantizer(threshold, kept, weight)
     columns = weight.shape[1]
     # Strides are the caller's affair here: a training step copies everything several times anyway.
     x = x.contiguous() if isinstance(x, Tensor) else x
     check_x(x, columns, weight.device)
-    apply: Callable[[Tensor, Tensor], Tensor] = _StraightThrough.apply
-    output = apply(x.reshape(-1, columns), weight).reshape(*x.shape[:-1], weight.shape[0])
+    apply: Callable[..., Tensor] = _StraightThrough.apply
+    output = apply(x.reshape(-1, columns), weight, threshold, kept)
+    output = output.reshape(*x.shape[:-1], weight.shape[0])
     if bias is None:
         return output
     check_floating("bias", bias)
@@ -70,12 +81,14 @@ def ste_ternary_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, threshold: float, kept: Tensor | None
+    ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            trits, weight_scale = _ternary(weight)
+            trits, weight_scale = ternary(weight, threshold, kept)
             q, scale, _ = reference.quantize_activations(x)
             _refuse_not_finite(scale, weight_scale)
-            ctx.save_for_backward(q, scale, trits, weight_scale)
+            ctx.save_for_backward(q, scale, trits, weight_scale, kept)
             ctx.dtypes = x.dtype, weight.dtype
             product = _exact_product(q, trits)
         output = reference.epilogue(product, scale, weight_scale)
@@ -83,8 +96,8 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        q, scale, trits, weight_scale = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, scale, trits, weight_scale, kept = ctx.saved_tensors
         x_dtype, weight_dtype = ctx.dtypes
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -93,14 +106,9 @@ class _StraightThrough(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             x = q.float() * scale[:, None]
             grad_weight = (grad.T @ x.to(grad.dtype)).to(weight_dtype)
-        return grad_x, grad_weight
-
-
-def _ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`agentforge_kernels.format.quantize_weights` without looking for NaN first."""
-    weight = weight.float()
-    inverse = 1.0 / weight.abs().mean().clamp(min=SMALLEST_MAGNITUDE)
-    return (weight * inverse).round().clamp(-1, 1).to(torch.int8), (1.0 / inverse).reshape(1)
+            if kept is not None:
+                grad_weight = grad_weight * kept
+        return grad_x, grad_weight, None, None
 
 
 def _exact_product(q: Tensor, trits: Tensor) -> Tensor:

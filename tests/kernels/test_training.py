@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from agentforge_kernels import (
     KernelInputError,
+    kept_tiles,
     pack,
     quantize_weights,
     reference,
     ste_ternary_linear,
     ternary_linear,
     training,
+    weights_of_tiles,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,3 +194,60 @@ def test_bad_arguments_are_refused_by_name() -> None:
     ]:
         with pytest.raises(KernelInputError, match=message):
             ste_ternary_linear(*arguments)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 70), columns=st.integers(1, 90), seed=st.integers(0, 2**16))
+def test_paper_threshold_is_rounding(rows: int, columns: int, seed: int) -> None:
+    weight = draw(rows, columns, seed=seed)
+    inverse = 1.0 / weight.abs().mean().clamp(min=1e-5)
+    trits, scale = quantize_weights(weight)
+    assert torch.equal(trits, (weight * inverse).round().clamp(-1, 1).to(torch.int8))
+    assert torch.equal(scale, (1.0 / inverse).reshape(1))
+
+
+def test_halves_round_to_even_as_the_paper_s_rounding() -> None:
+    weight = torch.tensor([[0.5, -0.5, 1.5, -1.5]])  # the mean magnitude is 1
+    assert quantize_weights(weight)[0].tolist() == [[0, 0, 1, -1]]
+
+
+@pytest.mark.parametrize(("threshold", "zeros"), [(0.05, 0.032), (0.2, 0.127), (0.5, 0.310)])
+def test_thresholds_make_the_zeros_of_a_gaussian(threshold: float, zeros: float) -> None:
+    trits, _ = quantize_weights(draw(500, 800), threshold=threshold)
+    assert float((trits == 0).double().mean()) == pytest.approx(zeros, abs=0.003)
+
+
+def test_pruned_weights_are_zero_uncounted_and_get_no_gradient() -> None:
+    x, weight = draw(3, 100), draw(130, 100).requires_grad_()
+    kept = weights_of_tiles(kept_tiles(weight, 0.4), 130, 100)
+    output = ste_ternary_linear(x, weight, kept=kept)
+    trits, scale = quantize_weights(weight.detach(), kept=kept)
+    assert not trits[~kept].any()
+    alone, alone_scale = quantize_weights(weight.detach()[kept][None])
+    assert torch.equal(trits[kept], alone[0])
+    assert torch.equal(scale, alone_scale)
+    q, x_scale, _ = reference.quantize_activations(x)
+    assert torch.equal(output, reference.linear(q, x_scale, trits, scale))
+    output.sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad[~kept].any()
+    assert weight.grad[kept].any()
+
+
+def test_a_matrix_of_which_nothing_is_kept_is_zero() -> None:
+    kept = torch.zeros(5, 7, dtype=torch.bool)
+    trits, scale = quantize_weights(draw(5, 7), kept=kept)
+    assert not trits.any()
+    assert bool(torch.isfinite(scale).all())
+
+
+def test_bad_thresholds_and_masks_are_refused() -> None:
+    weight = draw(4, 4)
+    with pytest.raises(KernelInputError, match=r"threshold.*-0\.1"):
+        quantize_weights(weight, threshold=-0.1)
+    with pytest.raises(KernelInputError, match="threshold"):
+        ste_ternary_linear(draw(2, 4), weight, threshold=float("nan"))
+    with pytest.raises(KernelInputError, match="kept"):
+        quantize_weights(weight, kept=torch.ones(4, 3, dtype=torch.bool))
+    with pytest.raises(KernelInputError, match="kept"):
+        ste_ternary_linear(draw(2, 4), weight, kept=torch.ones(4, 4))
