@@ -37,7 +37,7 @@ class WindowAttention(nn.Module):
         self.q = Projection(d_model, d_model)
         self.k = Projection(d_model, d_model)
         self.v = Projection(d_model, d_model)
-        self.out = Projection(d_model, d_model, gain=out_gain)
+        self.out = Projection(d_model, d_model, gain=out_gain, normed=False)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, H, T, D/H)."""

@@ -21,7 +21,7 @@ class GatedFFN(nn.Module):
         super().__init__()
         self.gate = Projection(d_model, width)
         self.up = Projection(d_model, width)
-        self.down = Projection(width, d_model, gain=out_gain)
+        self.down = Projection(width, d_model, gain=out_gain, normed=False)
         self.squared_relu = activation == "relu2"
 
     def forward(self, x: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def training_loss(
         return LossParts(last / target_count, last.detach(), ce.sum(), steps)
 
     log_p = log_halting(torch.stack([model.halting(a) for a in answers[:-1]]))
-    chosen = wanted & _sampled(targets, objective.early_stride)
+    chosen = wanted & sampled_targets(targets, objective.early_stride)
     task = torch.zeros((), device=ids.device)
     for answer, log_share in zip(answers[:-1], log_p[:-1], strict=True):
         task = task + cross_entropy(answer, chosen, weights[chosen] * log_share[chosen].exp())[0]
@@ -122,7 +122,7 @@ def training_loss(
     )
 
 
-def _sampled(targets: Tensor, stride: int) -> Tensor:
+def sampled_targets(targets: Tensor, stride: int) -> Tensor:
     """Targets whose early steps are trained, (B, T) bool: a fixed 1/stride of them.
 
     The choice depends on position and label alone, so that it is the same however a batch is cut
