@@ -10,8 +10,10 @@ training lets it follow. At strength 1 the forward has the bits of the packed ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from agentforge_kernels import kept_tiles, quantize_weights, reference, ste_ternary_linear
+from agentforge_kernels import kept_tiles, quantize_weights, reference, ste_ternary_linears
 from agentforge_kernels.format import ternary
 from agentforge_kernels.pruning import weights_of_tiles
 from torch import Tensor, nn
@@ -80,8 +82,17 @@ class BitLinear(Projection):
         """(..., in) -> (..., out)."""
         x = self.normalised(input)
         if self.strength == 1.0:
-            return ste_ternary_linear(x, self.weight, threshold=self.threshold, kept=self._mask())
+            return ternary_products(x, [self])[0]
         return F.linear(*self.blended(x))
+
+    @staticmethod
+    def products(x: Tensor, projections: Sequence[Projection]) -> list[Tensor]:
+        """One input through several projections, ternary or not, quantised once where it can be."""
+        layers = [p for p in projections if isinstance(p, BitLinear)]
+        alike = {(p.strength, p.threshold, p.norm is None) for p in layers}
+        if len(layers) == len(projections) and alike == {(1.0, layers[0].threshold, True)}:
+            return ternary_products(x, layers)
+        return [p(x) for p in projections]
 
     def blended(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input and weight of the product below strength 1, as floats with straight gradients."""
@@ -97,6 +108,16 @@ class BitLinear(Projection):
 
     def _mask(self) -> Tensor | None:
         return None if bool(self.tiles.all()) else self.kept
+
+
+def ternary_products(x: Tensor, layers: Sequence[BitLinear]) -> list[Tensor]:
+    """Outputs (..., out_i) of layers at strength 1 and one threshold for one normalised input."""
+    return ste_ternary_linears(
+        x,
+        [layer.weight for layer in layers],
+        threshold=layers[0].threshold,
+        kept=[layer._mask() for layer in layers],
+    )
 
 
 def dequantised(x: Tensor) -> Tensor:

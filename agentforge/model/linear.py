@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +34,11 @@ class Projection(nn.Linear):
         """Whether it multiplies by its weight as it is; a `BitLinear` does not."""
         return True
 
+    @staticmethod
+    def products(x: Tensor, projections: Sequence[Projection]) -> list[Tensor]:
+        """Outputs of several projections of one input where not all are plain."""
+        return [p(x) for p in projections]
+
 
 def project(x: Tensor, *projections: Projection) -> list[Tensor]:
     """Apply several projections to one input in a single matmul.
@@ -48,8 +55,9 @@ def project(x: Tensor, *projections: Projection) -> list[Tensor]:
     Returns:
         One (..., out_i) tensor per projection.
     """
-    if not all(p.plain for p in projections):
-        return [p(x) for p in projections]
+    special = next((p for p in projections if not p.plain), None)
+    if special is not None:
+        return special.products(x, projections)
     weight = torch.cat([p.weight for p in projections])
     widths = [p.out_features for p in projections]
     return list(torch.split(F.linear(x, weight), widths, dim=-1))

@@ -39,7 +39,7 @@ from agentforge_kernels.sparse import (
     to_columns,
     zero_tile_share,
 )
-from agentforge_kernels.training import ste_ternary_linear
+from agentforge_kernels.training import ste_ternary_linear, ste_ternary_linears
 
 if TYPE_CHECKING:
     from agentforge_kernels.files import load_tensors, save_tensors
@@ -69,6 +69,7 @@ __all__ = [
     "quantize_weights",
     "save_tensors",
     "ste_ternary_linear",
+    "ste_ternary_linears",
     "ternary_linear",
     "ternary_linear_activation_sparse",
     "ternary_linear_block_sparse",

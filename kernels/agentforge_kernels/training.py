@@ -12,7 +12,7 @@ identity (straight-through estimator, https://arxiv.org/abs/1308.3432), as trans
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,18 +58,7 @@ def ste_ternary_linear(
             the CPU and outside compiled graphs; elsewhere the outputs are NaN).
     """
     check_floating("weight", weight)
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise KernelInputError(
-            "weight", f"shape {list(weight.shape)}", "[rows, columns], not empty"
-        )
-    check_quantizer(threshold, kept, weight)
-    columns = weight.shape[1]
-    # Strides are the caller's affair here: a training step copies everything several times anyway.
-    x = x.contiguous() if isinstance(x, Tensor) else x
-    check_x(x, columns, weight.device)
-    apply: Callable[..., Tensor] = _StraightThrough.apply
-    output = apply(x.reshape(-1, columns), weight, threshold, kept)
-    output = output.reshape(*x.shape[:-1], weight.shape[0])
+    (output,) = ste_ternary_linears(x, [weight], threshold=threshold, kept=[kept])
     if bias is None:
         return output
     check_floating("bias", bias)
@@ -79,17 +68,64 @@ def ste_ternary_linear(
     return output + bias.to(output.dtype)
 
 
+def ste_ternary_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    threshold: float = PAPER_THRESHOLD,
+    kept: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
+    """:func:`ste_ternary_linear` with several weights: the input is quantised once for all.
+
+    Args:
+        x: As there.
+        weights: Master weights ``[rows_i, columns]``, one at least; each has its own scale.
+        threshold: Of all weights.
+        kept: Of each weight, or ``None``.
+
+    Returns:
+        ``[..., rows_i]`` of every weight, the bits of one call each.
+
+    Raises:
+        KernelInputError: As there.
+    """
+    if not weights:
+        raise KernelInputError("weights", "none", "one or more")
+    masks = [None] * len(weights) if kept is None else list(kept)
+    columns = weights[0].shape[-1]
+    for weight, mask in zip(weights, masks, strict=True):
+        check_floating("weight", weight)
+        if weight.ndim != 2 or 0 in weight.shape or weight.shape[1] != columns:
+            raise KernelInputError(
+                "weight", f"shape {list(weight.shape)}", "[rows, columns], not empty, equal columns"
+            )
+        check_quantizer(threshold, mask, weight)
+    # Strides are the caller's affair here: a training step copies everything several times anyway.
+    x = x.contiguous() if isinstance(x, Tensor) else x
+    check_x(x, columns, weights[0].device)
+    apply: Callable[..., Tensor] = _StraightThrough.apply
+    output = apply(x.reshape(-1, columns), threshold, masks, *weights)
+    rows = [weight.shape[0] for weight in weights]
+    return list(torch.split(output.reshape(*x.shape[:-1], sum(rows)), rows, dim=-1))
+
+
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, threshold: float, kept: Tensor | None
+        ctx: Any, x: Tensor, threshold: float, kept: list[Tensor | None], *weights: Tensor
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            trits, weight_scale = ternary(weight, threshold, kept)
+            pairs = [ternary(w, threshold, k) for w, k in zip(weights, kept, strict=True)]
             q, scale, _ = reference.quantize_activations(x)
+            if len(pairs) == 1:
+                trits, weight_scale = pairs[0]
+            else:
+                trits = torch.cat([t for t, _ in pairs])
+                weight_scale = torch.cat([s.expand(t.shape[0]) for t, s in pairs])
             _refuse_not_finite(scale, weight_scale)
-            ctx.save_for_backward(q, scale, trits, weight_scale, kept)
-            ctx.dtypes = x.dtype, weight.dtype
+            ctx.save_for_backward(q, scale, trits, weight_scale)
+            ctx.kept, ctx.rows = kept, [w.shape[0] for w in weights]
+            ctx.dtypes = x.dtype, [w.dtype for w in weights]
             product = _exact_product(q, trits)
         output = reference.epilogue(product, scale, weight_scale)
         return output.to(x.dtype)
@@ -97,18 +133,21 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, scale, trits, weight_scale, kept = ctx.saved_tensors
-        x_dtype, weight_dtype = ctx.dtypes
-        grad_x = grad_weight = None
+        q, scale, trits, weight_scale = ctx.saved_tensors
+        x_dtype, weight_dtypes = ctx.dtypes
+        grad_x = None
+        grad_weights: list[Tensor | None] = [None] * len(weight_dtypes)
         if ctx.needs_input_grad[0]:
-            weight = trits.float() * weight_scale
+            weight = trits.float() * weight_scale[:, None]
             grad_x = (grad @ weight.to(grad.dtype)).to(x_dtype)
-        if ctx.needs_input_grad[1]:
+        if any(ctx.needs_input_grad[3:]):
             x = q.float() * scale[:, None]
-            grad_weight = (grad.T @ x.to(grad.dtype)).to(weight_dtype)
-            if kept is not None:
-                grad_weight = grad_weight * kept
-        return grad_x, grad_weight, None, None
+            whole, row = grad.T @ x.to(grad.dtype), 0
+            for i, (dtype, kept) in enumerate(zip(weight_dtypes, ctx.kept, strict=True)):
+                part = whole[row : row + ctx.rows[i]].to(dtype)
+                grad_weights[i] = part if kept is None else part * kept
+                row += ctx.rows[i]
+        return grad_x, None, None, *grad_weights
 
 
 def _exact_product(q: Tensor, trits: Tensor) -> Tensor:
@@ -126,7 +165,7 @@ def _refuse_not_finite(scale: Tensor, weight_scale: Tensor) -> None:
     """The scales are maximum and mean of magnitudes: they are finite when all the values are."""
     if scale.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    if not math.isfinite(weight_scale.item()):
+    if not math.isfinite(weight_scale.max().item()):
         raise KernelInputError("weight", "NaN or infinity", "finite values")
     if scale.numel() and not math.isfinite(scale.max().item()):
         token = int((~torch.isfinite(scale)).nonzero()[0])

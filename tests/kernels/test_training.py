@@ -14,6 +14,7 @@ from agentforge_kernels import (
     quantize_weights,
     reference,
     ste_ternary_linear,
+    ste_ternary_linears,
     ternary_linear,
     training,
     weights_of_tiles,
@@ -251,3 +252,25 @@ def test_bad_thresholds_and_masks_are_refused() -> None:
         quantize_weights(weight, kept=torch.ones(4, 3, dtype=torch.bool))
     with pytest.raises(KernelInputError, match="kept"):
         ste_ternary_linear(draw(2, 4), weight, kept=torch.ones(4, 4))
+
+
+def test_several_weights_have_the_bits_and_gradients_of_one_call_each() -> None:
+    weights = [draw(rows, 90).requires_grad_() for rows in (3, 64, 20)]
+    kept = [None, weights_of_tiles(kept_tiles(weights[1], 0.3), 64, 90), None]
+    x = draw(2, 5, 90).requires_grad_()
+    grads = [draw(2, 5, w.shape[0], seed=7) for w in weights]
+    found = ste_ternary_linears(x, weights, kept=kept)
+    torch.autograd.backward(found, grads)
+    together = [x.grad, *[w.grad for w in weights]]
+    x.grad = None
+    for weight, mask, grad, output in zip(weights, kept, grads, found, strict=True):
+        weight.grad = None
+        alone = ste_ternary_linear(x, weight, kept=mask)
+        assert torch.equal(alone, output)
+        alone.backward(grad)
+    for one, other in zip(together, [x.grad, *[w.grad for w in weights]], strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(KernelInputError, match="weights"):
+        ste_ternary_linears(x, [])
+    with pytest.raises(KernelInputError, match="equal columns"):
+        ste_ternary_linears(x, [draw(3, 90), draw(3, 91)])

@@ -43,12 +43,13 @@ from agentforge.phases.quietstar.measure import (
 from agentforge.phases.quietstar.prompt_bake import prompt_bake
 from agentforge.phases.quietstar.reinforce import REASONER, Window, look_at_window, reinforce
 from agentforge.phases.quietstar.side import start_further
-from agentforge.phases.quietstar.start import StartModel, load_start, with_thinking_rows
+from agentforge.phases.quietstar.start import CHAMPION, with_thinking_rows
 from agentforge.phases.quietstar.token_level import (
     TextThoughts,
     token_level_table,
     train_token_level,
 )
+from agentforge.phases.start import StartModel, load_start
 from agentforge.report import PhaseReport
 from agentforge.resources import TrainingResources
 from agentforge.run.context import RunContext
@@ -71,7 +72,15 @@ def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseRep
     """
     config = context.config
     data = prepare(config)
-    start = load_start(context, data.tokenizer)
+    start = load_start(
+        context,
+        data.tokenizer,
+        named=config.quietstar.model,
+        key="quietstar.model",
+        artifact=CHAMPION,
+        missing="Phase 3 has nothing to start from: this run has no champion of Phase 2",
+        phase_before="evomerge",
+    )
     reasoning = prepare_reasoning(config, data)
     _tell_data(context, reasoning)
     _look_at_quality(context, reasoning)
