@@ -8,6 +8,7 @@ from agentforge.errors import ExitCode
 from agentforge.events import Alert, PhaseEnded, PhaseStarted, TableDone
 from agentforge.gates import missed
 from agentforge.hardware import ResourceSampler
+from agentforge.phases.bitnet.phase import run_bitnet
 from agentforge.phases.cognate.artifacts import remove_controls
 from agentforge.phases.cognate.phase import run_cognate
 from agentforge.phases.evomerge.phase import run_evomerge
@@ -19,7 +20,12 @@ from agentforge.resources import TrainingResources
 from agentforge.run.context import RunContext
 from agentforge.run.storage import directory_bytes
 
-PHASE_FUNCTIONS = {"cognate": run_cognate, "evomerge": run_evomerge, "quietstar": run_quietstar}
+PHASE_FUNCTIONS = {
+    "cognate": run_cognate,
+    "evomerge": run_evomerge,
+    "quietstar": run_quietstar,
+    "bitnet": run_bitnet,
+}
 
 
 def run_pipeline(context: RunContext) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentforge.config.schema import BUILT_PHASES, PhaseName, RunConfig
+from agentforge.config.schema import PhaseName, RunConfig
 from agentforge.errors import AgentForgeError, PreflightError
 from agentforge.gpu import GpuDriver, find_driver, used_card
 from agentforge.hardware import disk_free, ram
@@ -114,23 +114,12 @@ def disk_bytes_needed(config: RunConfig, phases: Sequence[PhaseName], n_params: 
 
 
 def _check_phases(config: RunConfig, phases: Sequence[PhaseName]) -> Check:
-    unbuilt = [phase for phase in phases if phase not in BUILT_PHASES]
     if config.until is not None and config.until not in config.phases:
-        if config.until not in BUILT_PHASES:
-            unbuilt.append(config.until)
-        else:
-            return Check(
-                "phases",
-                False,
-                f"until = {config.until} is not among phases = {', '.join(config.phases)}",
-                f"add {config.until} to phases, or choose one of them",
-            )
-    if unbuilt:
         return Check(
             "phases",
             False,
-            f"{', '.join(dict.fromkeys(unbuilt))}: not part of this version",
-            f"this version runs: {', '.join(BUILT_PHASES)} (--until {BUILT_PHASES[-1]})",
+            f"until = {config.until} is not among phases = {', '.join(config.phases)}",
+            f"add {config.until} to phases, or choose one of them",
         )
     return Check("phases", bool(phases), ", ".join(phases) or "none", "name at least one in phases")
 

@@ -115,8 +115,13 @@ class BitNetConfig(Section):
         0.10,
         description="Relative loss of accuracy from which it falls back to the conservative form.",
     )
-    int8_embedding: bool = Field(
-        False, description="Store the embedding table in int8 with a scale a row instead of FP16."
+    int8_embedding: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Embedding table in int8 with a scale a row instead of FP16; auto: where the "
+        "compression stays below its target otherwise.",
+    )
+    report_items: int = Field(
+        50, ge=4, description="Questions per strategy of the comparison before and after."
     )
     control: bool = Field(
         True, description="Give a full-precision copy the same further training, for comparison."

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from agentforge.config.bitnet import BitNetConfig
 from agentforge.config.quietstar import QuietStarConfig
 from agentforge.config.section import TUNABLE, Section, Share
 
 PhaseName = Literal["cognate", "evomerge", "quietstar", "bitnet"]
 PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar", "bitnet")
-BUILT_PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar")
-"""The phases this version contains."""
+DEFAULT_PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar")
+"""Phase 4 joins them once the compiled runtime can measure its speed-up."""
 
 Specialty = Literal["reasoning", "memory", "speed"]
 SPECIALTIES: tuple[Specialty, ...] = ("reasoning", "memory", "speed")
@@ -428,6 +429,12 @@ class GateConfig(Section):
         0.05, description="Phase 3: what a skill that was not baked may lose at most."
     )
     answer_ms: float = Field(200.0, gt=0, description="Phase 3: time of an answer with thoughts.")
+    accuracy_drop: Share = Field(0.10, description="Phase 4: relative loss of accuracy.")
+    speedup: float = Field(2.0, gt=0, description="Phase 4: time of a token in FP32 over packed.")
+    sparsity: Share = Field(0.30, description="Phase 4: zeros among the ternary weights.")
+    twin_agreement: Share = Field(
+        0.995, description="Phase 4: positions where packed model and FP16 twin agree."
+    )
     thinking_usage: Share = Field(
         0.8, description="Phase 3: generations that open a thought (documented: .8, warn at .7)."
     )
@@ -495,7 +502,7 @@ class RunConfig(Section):
     preset: str = Field("custom", description="Name of the preset it came from.")
     description: str = Field("", description="One sentence for lists.")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
-    phases: tuple[PhaseName, ...] = Field(BUILT_PHASES, description="Phases, in order.")
+    phases: tuple[PhaseName, ...] = Field(DEFAULT_PHASES, description="Phases, in order.")
     until: PhaseName | None = Field(None, description="Last phase to run; default: all of phases.")
     on_alert: Literal["auto", "stop", "ignore"] = Field(
         "auto", description="Interventions: take the recommended action, suspend, or go on."
@@ -509,6 +516,7 @@ class RunConfig(Section):
     cognate: CognateConfig
     evomerge: EvoMergeConfig = EvoMergeConfig()
     quietstar: QuietStarConfig = QuietStarConfig()
+    bitnet: BitNetConfig = BitNetConfig()
     gates: GateConfig = GateConfig()
     resources: ResourceConfig = ResourceConfig()
     storage: StorageConfig = StorageConfig()

@@ -57,6 +57,19 @@ class Corpus:
             answer_start=None if self.answer_start is None else self.answer_start[start:stop],
         )
 
+    def pick(self, items: Sequence[int]) -> Corpus:
+        """Some items, in the given order, as a corpus of its own."""
+        chosen = np.asarray(items, dtype=np.int64)
+        lengths = np.diff(self.offsets)[chosen]
+        return replace(
+            self,
+            tokens=np.concatenate([self.item(i) for i in items]),
+            offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            first_target=self.first_target[chosen],
+            difficulty=self.difficulty[chosen],
+            answer_start=None if self.answer_start is None else self.answer_start[chosen],
+        )
+
     @property
     def target_count(self) -> int:
         """Tokens that carry loss."""

@@ -53,6 +53,9 @@ class CognateLM(nn.Module):
         vocab_size: Rows of the embedding, the twelve thinking tokens included.
     """
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
@@ -72,11 +75,15 @@ class CognateLM(nn.Module):
         self.latent_norm = RMSNorm(d, config.norm_eps)
         self.answer = Projection(d, d)
         self.halting = HaltingHead(d, config.norm_eps)
-        cos, sin = rotary_tables(config.context, d // config.n_heads, config.rope_theta)
+        self.build_rope()
+
+    def build_rope(self) -> None:
+        """(Re)build the rotary tables on the CPU, which no file holds."""
+        config = self.config
+        width = config.d_model // config.n_heads
+        cos, sin = rotary_tables(config.context, width, config.rope_theta)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
-        self.rope_cos: Tensor
-        self.rope_sin: Tensor
 
     def hidden_matrices(self) -> dict[str, nn.Parameter]:
         """The matrices Muon trains and Phase 4 makes ternary, by parameter name."""

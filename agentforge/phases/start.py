@@ -24,12 +24,14 @@ class StartModel:
         behaviour: How it is run.
         sha256: Hash of its file.
         source: Where it came from, for reports.
+        bytes: Of its file.
     """
 
     weights: dict[str, Tensor]
     behaviour: Behaviour
     sha256: str
     source: str
+    bytes: int
 
 
 def load_start(
@@ -87,4 +89,4 @@ def load_start(
             f"{source} does not say how it is run (metadata `behaviour`): {error}",
             remedy="use a model file this program wrote",
         ) from None
-    return StartModel(read.tensors, behaviour, read.sha256, source)
+    return StartModel(read.tensors, behaviour, read.sha256, source, path.stat().st_size)

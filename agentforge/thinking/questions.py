@@ -230,3 +230,14 @@ def majority(reader: ThoughtReader, judged: Judged, questions: Sequence[Question
         best = max(votes, key=lambda text: votes[text]) if votes else ""
         found.append(best == question.answer)
     return found
+
+
+def first_of_each(questions: Sequence[Question], per_strategy: int) -> list[Question]:
+    """The first few questions of every strategy, in their order."""
+    count: dict[str, int] = {}
+    found = []
+    for question in questions:
+        count[question.strategy] = count.get(question.strategy, 0) + 1
+        if count[question.strategy] <= per_strategy:
+            found.append(question)
+    return found

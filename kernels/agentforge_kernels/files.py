@@ -29,6 +29,7 @@ from torch import Tensor
 
 from agentforge_kernels.errors import KernelInputError
 from agentforge_kernels.format import FORMAT_VERSION, PackedTernary, pack, unpack
+from agentforge_kernels.int8 import Int8Weight
 from agentforge_kernels.safetensors_file import (
     DTYPES,
     in_short,
@@ -41,10 +42,15 @@ from agentforge_kernels.trits import decode_trits, encode_trits
 
 FORMAT_NAME = "agentforge-kernels"
 
-_FORMS = {PackedTernary: "packed", BlockSparseTernary: "block_sparse", ColumnTernary: "columns"}
+_FORMS = {
+    PackedTernary: "packed",
+    BlockSparseTernary: "block_sparse",
+    ColumnTernary: "columns",
+    Int8Weight: "int8",
+}
 _LARGEST_SIZE = (1 << 31) - 1
 
-Stored = PackedTernary | BlockSparseTernary | ColumnTernary | Tensor
+Stored = PackedTernary | BlockSparseTernary | ColumnTernary | Int8Weight | Tensor
 """What a name in a file may stand for."""
 
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -52,6 +58,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "packed_base3": ("trits", "scale"),
     "block_sparse": ("tiles", "index", "start", "scale"),
     "columns": ("codes", "scale"),
+    "int8": ("weight", "scale"),
     "plain": ("",),
 }
 """Tensors a form is stored as: fields of the form, or the tensor itself."""
@@ -60,6 +67,7 @@ _SIZES: dict[str, tuple[str, ...]] = {
     "packed_base3": ("columns",),
     "block_sparse": ("rows", "columns"),
     "columns": ("rows",),
+    "int8": (),
     "plain": (),
 }
 """Whole numbers a form is described by."""
@@ -165,7 +173,7 @@ def _take_apart(name: str, tensor: object, dense: str) -> tuple[str, dict[str, T
     raise KernelInputError(
         f"tensors: {name}",
         type(tensor).__name__,
-        "PackedTernary, BlockSparseTernary, ColumnTernary or a tensor",
+        "PackedTernary, BlockSparseTernary, ColumnTernary, Int8Weight or a tensor",
     )
 
 
@@ -181,6 +189,8 @@ def _put_together(form: str, fields: dict[str, Tensor], sizes: dict[str, int]) -
         )
     if form == "columns":
         return ColumnTernary(fields["codes"], fields["scale"], sizes["rows"])
+    if form == "int8":
+        return Int8Weight(fields["weight"], fields["scale"])
     return fields[""]
 
 

@@ -249,7 +249,7 @@ def take_step(
         if not out_of_memory(error):
             raise
         raise HalfStepError(out_of_memory_text(error)) from error
-    clipped = 0 if stats.skipped else _clip_logits(model, records, stage.optim.qk_clip_tau)
+    clipped = 0 if stats.skipped else clip_logits(model, records, stage.optim.qk_clip_tau)
     steps = torch.cat(expected)
     weights = torch.tensor([b.valid_count for b in batches], dtype=torch.float64)
     return StepResult(
@@ -301,7 +301,7 @@ def _forward(
         )
 
 
-def _clip_logits(model: CognateLM, records: list[ForwardRecord], tau: float) -> int:
+def clip_logits(model: CognateLM, records: list[ForwardRecord], tau: float) -> int:
     """QK-clip every attention module with its largest logits of this step."""
     clipped = 0
     for name in records[0].logit_max:

@@ -18,7 +18,7 @@ from agentforge.phases.cognate.tasks import measure_tasks
 from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.sizing import longest_sequence
 from agentforge.thinking.answering import AnswerOptions, reply
-from agentforge.thinking.questions import Judged, Question, ask, majority
+from agentforge.thinking.questions import Judged, Question, ask, first_of_each, majority
 from agentforge.thinking.thought import ThoughtReader
 
 TIMED = 10
@@ -88,7 +88,7 @@ def measure_thinker(
     vote: float | None = None
     single: float | None = None
     if votes:
-        chosen = _some(questions, VOTED)
+        chosen = first_of_each(questions, VOTED)
         several = asked(chosen, wanted.temperature, wanted.votes)
         vote = float(np.mean(majority(reader, several, chosen)))
         single = several.share(several.right)
@@ -204,14 +204,3 @@ def answer_ms(
         )
         times.append(1000 * (time.perf_counter() - began))
     return float(np.median(times)), len(times)
-
-
-def _some(questions: Sequence[Question], per_strategy: int) -> list[Question]:
-    """The first few questions of every strategy."""
-    count: dict[str, int] = {}
-    found = []
-    for question in questions:
-        count[question.strategy] = count.get(question.strategy, 0) + 1
-        if count[question.strategy] <= per_strategy:
-            found.append(question)
-    return found

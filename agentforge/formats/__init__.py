@@ -1,0 +1,1 @@
+"""Models as directories: our packed one, Hugging Face's, GGUF."""

@@ -1,0 +1,60 @@
+"""The final figures of Phase 4 as events, under the names of the mission's W&B plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from agentforge.events import EvalDone
+from agentforge.model.bit_linear import bit_linears
+from agentforge.phases.bitnet.quantise import PHASE
+from agentforge.phases.bitnet.results import MB, Outcome
+
+MODEL = "ternary"
+
+
+def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
+    """Figures of the compression, matrix by matrix, then of the comparison."""
+    packed, quantised = outcome.packed, outcome.quantised
+    ternary = outcome.ternary
+    for name, matrix in ternary.items():
+        module = name.removesuffix(".weight")
+        layer = bit_linears(quantised.model)[module]
+        count = layer.weight.numel()
+        zeros = float((layer.codes()[0] == 0).double().mean())
+        stored = matrix.codes.nbytes + matrix.scale.nbytes
+        yield _figure(module, "compression/original_params", float(count), count)
+        yield _figure(module, "compression/quantized_params", float(count), count)
+        yield _figure(module, "compression/sparsity", zeros, count)
+        yield _figure(module, "compression/compression_ratio", 4 * count / stored, count)
+    n, drop = outcome.before.items, outcome.drop
+    weights = outcome.ternary_weights
+    before, after = outcome.losses
+    kept = float(outcome.params - weights)
+    yield _figure(MODEL, "compression/preserved_params", kept, outcome.params)
+    yield _figure(MODEL, "evaluation/accuracy_before", outcome.before.accuracy, n)
+    yield _figure(MODEL, "evaluation/accuracy_after", outcome.after.accuracy, n)
+    yield _figure(
+        MODEL, "evaluation/accuracy_drop", outcome.before.accuracy - outcome.after.accuracy, n
+    )
+    yield _figure(MODEL, "evaluation/accuracy_drop_percent", 100 * drop.mean, n)
+    yield _figure(MODEL, "evaluation/perplexity_before", math.exp(before), n)
+    yield _figure(MODEL, "evaluation/perplexity_after", math.exp(after), n)
+    yield _figure(MODEL, "evaluation/perplexity_increase", math.exp(after - before) - 1, n)
+    yield _figure(MODEL, "evaluation/model_size_before_mb", outcome.source_bytes / MB, 1)
+    yield _figure(MODEL, "evaluation/model_size_after_mb", packed.weight_bytes / MB, 1)
+    yield _figure(MODEL, "evaluation/compression_ratio", outcome.ratio, 1)
+    yield _figure(MODEL, "evaluation/sparsity_overall", quantised.zeros, weights)
+    zeros = round(quantised.zeros * weights)
+    yield _figure(MODEL, "evaluation/zero_params", float(zeros), weights)
+    yield _figure(MODEL, "evaluation/nonzero_params", float(weights - zeros), weights)
+    yield _figure(MODEL, "evaluation/twin_agreement", outcome.agreement.same, n)
+    yield _figure(MODEL, "final/compression_ratio", outcome.ratio, 1)
+    yield _figure(MODEL, "final/accuracy_drop", drop.mean, n)
+    yield _figure(MODEL, "final/sparsity", quantised.zeros, weights)
+    yield _figure(MODEL, "final/total_time_hours", outcome.hours, 1)
+    yield _figure(MODEL, "final/fine_tuning_needed", float(quantised.steps > 0), 1)
+
+
+def _figure(model: str, name: str, value: float, n: int) -> EvalDone:
+    return EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split="report")
