@@ -155,19 +155,32 @@ def write_card(folder: Path, card: str) -> None:
 def stored_tensors(model: CognateLM, int8_embedding: bool) -> dict[str, Stored]:
     """What a model is stored as, by parameter name: chosen by the role of its module."""
     ternary = {n: m for n, m in bit_linears(model).items() if m.strength == 1.0}
-    found: dict[str, Stored] = {
-        f"{name}.weight": pack(*layer.codes()) for name, layer in ternary.items()
-    }
+    found: dict[str, Stored] = {}
+    for name, layer in ternary.items():
+        trits, scale = layer.codes()
+        found[f"{name}.weight"] = pack(trits, _short_scale(scale))
+    layers = bit_linears(model)
     for name, parameter in model.named_parameters():
-        owner, _, leaf = name.rpartition(".")
+        owner = name.rpartition(".")[0]
         if name in found or _idle_norm(model, owner):
             continue
         value = parameter.detach()
+        if owner in layers and name == f"{owner}.weight":
+            value = value * layers[owner].kept  # pruned before it was left in full precision
         plain: Stored = value.to(torch.float16)
         if name == TABLE and int8_embedding:
             plain = quantize_int8(value)
         found[name] = plain
     return found
+
+
+def _short_scale(scale: Tensor) -> Tensor:
+    """The scale with the eleven bits of FP16, so that scale times trit is exact in the twin.
+
+    Scales under FP16's normal range (2^-14) would lose more than the last of those bits; they stay.
+    """
+    short = scale.to(torch.float16).float()
+    return short if bool(((short - scale).abs() <= scale * 2.0**-11).all()) else scale
 
 
 def _idle_norm(model: CognateLM, owner: str) -> bool:

@@ -37,7 +37,7 @@ from agentforge.events import (
     TableDone,
 )
 from agentforge.run.atomic import write_atomic
-from agentforge.sinks.wandb_charts import follow, quietstar_charts
+from agentforge.sinks.wandb_charts import bitnet_chart, follow, layer_charts, quietstar_charts
 from agentforge.sinks.wandb_metrics import (
     STEP_METRICS,
     Value,
@@ -60,6 +60,7 @@ _NAMED_TABLES = {
     "combos/usage": "charts/combo_usage",
     "baking/strategy_accuracy_table": "baking/strategy_accuracy_table",
     "quietstar/coherence": "charts/coherence_distribution",
+    "compression/breakdown": "compression/breakdown",
 }
 """Tables of a report with a documented name of their own."""
 _BARS = {
@@ -246,6 +247,8 @@ class WandbSink:
             return
         if run is not None and event.phase == "quietstar":
             self._log(run, quietstar_charts(self._wandb(), run.followed, event.stage))
+        if run is not None and event.phase == "bitnet":
+            self._log(run, bitnet_chart(self._wandb(), run.followed, event.stage))
         if run is None or len(run.steps) == run.drawn:
             return  # an evaluation, or a training that logged no step
         run.drawn = len(run.steps)
@@ -287,7 +290,7 @@ class WandbSink:
         value = wandb.Table(columns=list(event.columns), data=rows)
         if name in _BARS:
             value = wandb.plot.bar(value, event.columns[0], event.columns[-1], title=_BARS[name])
-        self._log(self._run(event.phase, ""), {name: value})
+        self._log(self._run(event.phase, ""), {name: value, **layer_charts(wandb, event)})
 
     def _log_checkpoint(self, event: ArtifactSaved) -> None:
         """A model's weights; other files of the run stay where they are."""

@@ -1,9 +1,11 @@
-"""The charts of Phase 3 in Weights & Biases, from figures collected on the way."""
+"""The charts of Phases 3 and 4 in Weights & Biases, from figures collected on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from agentforge.events import TableDone
 
 FOLLOWED = (
     "baking/accuracy_overall",
@@ -14,15 +16,14 @@ FOLLOWED = (
 )
 """Figures that a chart shows."""
 TREND = FOLLOWED[2:]
+DISTANCE = "finetune/kl"
 
 
 def follow(
     followed: dict[str, list[float]], phase: str, values: Mapping[str, float | dict[str, float]]
 ) -> None:
-    """Collect what Phase 3's charts show."""
-    if phase != "quietstar":
-        return
-    for name in FOLLOWED:
+    """Collect what the charts of Phases 3 and 4 show."""
+    for name in {"quietstar": FOLLOWED, "bitnet": (DISTANCE,)}.get(phase, ()):
         value = values.get(name)
         if isinstance(value, float | int):
             followed.setdefault(name, []).append(float(value))
@@ -47,6 +48,31 @@ def quietstar_charts(wandb: Any, followed: Mapping[str, list[float]], stage: str
         )
         return {"charts/anti_theater_trend": chart}
     return {}
+
+
+def bitnet_chart(wandb: Any, followed: Mapping[str, list[float]], stage: str) -> dict[str, Any]:
+    """How far the ternary model is from its teacher, once a fine-tuning ends."""
+    if stage != "finetune" or DISTANCE not in followed:
+        return {}
+    title = "Distance from the teacher"
+    return {"charts/accuracy_recovery": _line(wandb, followed[DISTANCE], "step", "nats", title)}
+
+
+def layer_charts(wandb: Any, event: TableDone) -> dict[str, Any]:
+    """Bytes and zeros of the ternary matrices, from their table."""
+    if event.name != "compression/layers":
+        return {}
+
+    def bars(column: str, title: str) -> Any:
+        place = event.columns.index(column)
+        rows = [[row[0], row[place]] for row in event.rows]
+        table = wandb.Table(columns=["matrix", column], data=rows)
+        return wandb.plot.bar(table, "matrix", column, title=title)
+
+    return {
+        "charts/compression_by_layer": bars("bytes", "Bytes by matrix"),
+        "charts/sparsity_distribution": bars("zero weights", "Zeros by matrix"),
+    }
 
 
 def _line(wandb: Any, values: list[float], x: str, y: str, title: str) -> Any:

@@ -19,6 +19,7 @@ from agentforge.events import (
 from agentforge.sinks.wandb_metric import Metric
 from agentforge.sinks.wandb_phase2 import PHASE2_METRICS
 from agentforge.sinks.wandb_phase3 import PHASE3_METRICS, quietstar_step
+from agentforge.sinks.wandb_phase4 import PHASE4_METRICS, bitnet_step
 
 Value = float | dict[str, float]
 
@@ -112,7 +113,7 @@ PHASE1_METRICS: tuple[Metric, ...] = (
     Metric("tables/*", f"all other tables; {_EXTENDED}", "TableDone", optional=True),
 )
 
-_DECLARED = (*PHASE1_METRICS, *PHASE2_METRICS, *PHASE3_METRICS)
+_DECLARED = (*PHASE1_METRICS, *PHASE2_METRICS, *PHASE3_METRICS, *PHASE4_METRICS)
 _NAMES = frozenset(m.name for m in _DECLARED)
 _FAMILIES = tuple(m.name.removesuffix("*") for m in _DECLARED if m.name.endswith("/*"))
 REQUIRED: frozenset[str] = frozenset(m.name for m in PHASE1_METRICS if not m.optional)
@@ -121,6 +122,8 @@ REQUIRED_PHASE2: frozenset[str] = frozenset(m.name for m in PHASE2_METRICS if no
 """Names that a complete Phase 2 run emits on any machine."""
 REQUIRED_PHASE3: frozenset[str] = frozenset(m.name for m in PHASE3_METRICS if not m.optional)
 """Names that a complete Phase 3 run emits on any machine."""
+REQUIRED_PHASE4: frozenset[str] = frozenset(m.name for m in PHASE4_METRICS if not m.optional)
+"""Names that a complete Phase 4 run emits on any machine."""
 
 ARTIFACT_KINDS = ("checkpoint", "config", "curves")
 _PHASE_RUNS = {
@@ -129,6 +132,8 @@ _PHASE_RUNS = {
     "evomerge": "phase2-evomerge",
     "quietstar": "phase3-quietstar",
     "quietstar.controls": "phase3-quietstar",
+    "bitnet": "phase4-bitnet",
+    "bitnet.controls": "phase4-bitnet",
 }
 _FILES = {
     "evomerge.champion": "phase2-champion",
@@ -136,11 +141,13 @@ _FILES = {
     "quietstar.baked": "phase3-baked-model",
     "quietstar.reasoner": "phase3-reasoning-model",
     "quietstar.dataset": "phase3-reasoning-dataset",
+    "bitnet.model": "phase4-compressed-model",
+    "bitnet.compression_config": "phase4-compression-config",
 }
 """Artefacts with a documented name, by their name in the manifest."""
 STEP_METRICS = {"phase2-evomerge": "evolution/generation"}
 """X axis of a W&B run whose metrics do not follow training steps."""
-SUMMARY_MODELS = frozenset({"", "base", "all", "champion", "baked", "reasoner"})
+SUMMARY_MODELS = frozenset({"", "base", "all", "champion", "baked", "reasoner", "ternary"})
 """Models whose figures go to the phase's own run instead of one of their own."""
 
 
@@ -193,6 +200,8 @@ def metrics_of(event: Event) -> dict[str, Value]:
     match event:
         case StepDone() if event.phase.startswith("quietstar"):
             return dict(quietstar_step(event))
+        case StepDone() if event.phase.startswith("bitnet"):
+            return dict(bitnet_step(event))
         case StepDone():
             return {
                 "train/step": event.step,

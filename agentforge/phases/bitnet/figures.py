@@ -17,16 +17,20 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     """Figures of the compression, matrix by matrix, then of the comparison."""
     packed, quantised = outcome.packed, outcome.quantised
     ternary = outcome.ternary
-    for name, matrix in ternary.items():
+    for number, (name, matrix) in enumerate(ternary.items(), 1):
         module = name.removesuffix(".weight")
         layer = bit_linears(quantised.model)[module]
         count = layer.weight.numel()
         zeros = float((layer.codes()[0] == 0).double().mean())
         stored = matrix.codes.nbytes + matrix.scale.nbytes
-        yield _figure(module, "compression/original_params", float(count), count)
-        yield _figure(module, "compression/quantized_params", float(count), count)
-        yield _figure(module, "compression/sparsity", zeros, count)
-        yield _figure(module, "compression/compression_ratio", 4 * count / stored, count)
+        yield _figure(MODEL, "compression/layer", float(number), 1)
+        yield _figure(MODEL, "compression/original_params", float(count), count)
+        yield _figure(MODEL, "compression/quantized_params", float(count), count)
+        yield _figure(MODEL, "compression/sparsity", zeros, count)
+        yield _figure(MODEL, "compression/compression_ratio", 4 * count / stored, count)
+        if module in packed.zeros:
+            share = packed.zeros[module]
+            yield _figure(MODEL, "calibration/layer_activations", share, count, "train")
     n, drop = outcome.before.items, outcome.drop
     weights = outcome.ternary_weights
     before, after = outcome.losses
@@ -56,5 +60,5 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     yield _figure(MODEL, "final/fine_tuning_needed", float(quantised.steps > 0), 1)
 
 
-def _figure(model: str, name: str, value: float, n: int) -> EvalDone:
-    return EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split="report")
+def _figure(model: str, name: str, value: float, n: int, split: str = "report") -> EvalDone:
+    return EvalDone(phase=PHASE, model=model, name=name, value=value, n=n, split=split)

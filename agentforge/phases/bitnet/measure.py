@@ -117,7 +117,8 @@ def measure_scores(
 def relative_drop(before: Scores, after: Scores, seed: int) -> Interval:
     """Share of the accuracy that was lost, with its 95 % interval; negative: it was gained.
 
-    Items are drawn with replacement within each task, both models' scores of an item together.
+    Items are drawn with replacement within each task, both models' scores of an item together. NaN
+    where the model before had nothing right.
     """
     rng = np.random.default_rng(seed)
     drops = np.empty(RESAMPLES)
@@ -127,10 +128,15 @@ def relative_drop(before: Scores, after: Scores, seed: int) -> Interval:
             chosen = rng.integers(0, len(scores), len(scores))
             old.append(scores[chosen].mean())
             new.append(after.tasks[task][chosen].mean())
-        drops[i] = 1 - np.mean(new) / max(float(np.mean(old)), 1e-9)
-    low, high = np.quantile(drops, [0.025, 0.975])
-    value = 1 - after.accuracy / max(before.accuracy, 1e-9)
-    return Interval(mean=float(value), low=float(low), high=float(high), n=after.items)
+        drops[i] = _drop(float(np.mean(old)), float(np.mean(new)))
+    low, high = np.nanquantile(drops, [0.025, 0.975]) if before.accuracy else (np.nan, np.nan)
+    value = _drop(before.accuracy, after.accuracy)
+    return Interval(mean=value, low=float(low), high=float(high), n=after.items)
+
+
+def _drop(before: float, after: float) -> float:
+    """Share lost; NaN where there was nothing to lose."""
+    return 1 - after / before if before > 0 else float("nan")
 
 
 @torch.no_grad()

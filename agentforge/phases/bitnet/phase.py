@@ -131,7 +131,7 @@ def _calibrate(
         ):
             context.emit(
                 EvalDone(
-                    phase=PHASE, model=found.name, name=name, value=value, n=items, split="search"
+                    phase=PHASE, model=STANDARD, name=name, value=value, n=items, split="search"
                 )
             )
         context.emit(
@@ -249,7 +249,7 @@ def _too_much_lost(
                 split="search",
             )
         )
-    if drop.mean <= config.bitnet.accuracy_drop or bench.finishing:
+    if not drop.mean > config.bitnet.accuracy_drop or bench.finishing:
         return False
     verdict = decide(
         intervention(

@@ -164,6 +164,7 @@ def _layer_table(outcome: Outcome) -> Table:
             (
                 module,
                 f"{packed.rows} x {packed.columns}",
+                packed.codes.nbytes + packed.scale.nbytes,
                 zeros,
                 zero_tile_share(packed),
                 outcome.packed.zeros.get(module),
@@ -173,7 +174,7 @@ def _layer_table(outcome: Outcome) -> Table:
     return Table(
         "compression/layers",
         "Ternary matrices",
-        ("matrix", "shape", "zero weights", "zero tiles", "zero activations", "scale"),
+        ("matrix", "shape", "bytes", "zero weights", "zero tiles", "zero activations", "scale"),
         tuple(rows),
         "Tiles are 64 x 16; zero activations are exact zeros of the int8 input, counted where "
         "the matrix has an input of its own.",
