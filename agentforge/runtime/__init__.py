@@ -1,0 +1,1 @@
+"""Running models: one plan, several executors."""
