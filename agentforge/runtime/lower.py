@@ -131,10 +131,12 @@ class _Lowering:
             projected += [f"{name}.memory.{p}" for p in "kqv"]
         wide = 3 * d + 3 * m
         steps: list[Step] = [Norm(x, self._float(f"{name}.attention_norm.weight"), eps, normed)]
-        steps += self._together(projected, normed, "projected", wide)
+        # A buffer as wide as what is written: tokens then lie one behind the other for kernels.
+        buffer = "remembered" if remembers else "projected"
+        steps += self._together(projected, normed, buffer, wide)
 
         def part(start: int, width: int) -> Span:
-            return Span("projected", start, width)
+            return Span(buffer, start, width)
 
         steps.append(
             Attend(

@@ -8,6 +8,7 @@
 //   pack, pack_columns, pack_lanes      stored forms to the layouts kernels read
 //   quantize, dense, block_sparse,      drivers: work over tokens, panels, column blocks and threads
 //   activation_sparse
+//   plan_floats, plan                   a whole model in one call a token
 //   limits                              the machine's own limits, for the benchmark
 //   bindings_*                          Python entry points (raw pointers)
 
@@ -15,6 +16,7 @@
 
 #include "bindings_bench.hpp"
 #include "bindings_dense.hpp"
+#include "bindings_plan.hpp"
 #include "bindings_sparse.hpp"
 
 namespace agentforge {
@@ -61,4 +63,5 @@ NB_MODULE(_extension, module) {
   agentforge::bind_dense(module);
   agentforge::bind_bench(module);
   agentforge::bind_sparse(module);
+  agentforge::bind_plan(module);
 }

@@ -1,0 +1,333 @@
+"""The native executor: a plan in one call a token, no Python and no torch operation inside."""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from agentforge_kernels import (
+    Int8Weight,
+    PackedTernary,
+    thresholds,
+    to_block_sparse,
+    to_columns,
+    zero_tile_share,
+)
+from agentforge_kernels.arena import place_consecutively
+from agentforge_kernels.native import extension, unavailable_reason
+from agentforge_kernels.native.threads import default_threads
+from agentforge_kernels.native_backend import NativeBackend
+from torch import Tensor
+from torch.nn import functional as F
+
+from agentforge.errors import PreflightError
+from agentforge.model.memory import ERROR_LIMIT
+from agentforge.runtime.plan import (
+    Activate,
+    Attend,
+    Blend,
+    DecodePlan,
+    Embed,
+    Linear,
+    Norm,
+    Remember,
+    Span,
+    Step,
+)
+
+RECORD, DOUBLES = 32, 28
+"""64-bit numbers of a record, and where its doubles begin (native/plan.hpp)."""
+EMBED, EMBED_INT8, NORM, TERNARY, INT8, FLOAT, ATTEND, REMEMBER, BLEND, ACTIVATE = range(10)
+FLOAT_ROWS = 64
+"""Rows of a block of a float matrix, whose columns lie one behind the other."""
+
+
+class NativeExecutor:
+    """Runs a plan in C++ on the CPU.
+
+    Args:
+        plan: The model.
+        sequences: How many sequences it holds at once.
+        tokens: Most tokens of one call; longer prefills are cut into several.
+        sparse: Use the sparse forms of matrices where they are measured to pay.
+
+    Attributes:
+        steps: Recursion steps each token of the last call took, (tokens,) int32.
+        forms: In which form every matrix is computed for one token, by name.
+
+    Raises:
+        PreflightError: The extension was not built.
+    """
+
+    def __init__(
+        self, plan: DecodePlan, sequences: int = 1, tokens: int = 64, *, sparse: bool = True
+    ) -> None:
+        if extension is None:
+            raise PreflightError(
+                f"the native executor cannot run: {unavailable_reason()}",
+                remedy="install with a C++ compiler, or use the reference executor",
+            )
+        self.plan = plan
+        self.capacity = tokens
+        self.forms: dict[str, str] = {}
+        self._native: Any = extension
+        self._sparse = sparse
+        self._backend = NativeBackend()
+        self._kept: list[Tensor] = []
+        self._buffers = {n: torch.zeros(tokens, w) for n, w in plan.buffers.items()}
+        for name, width in (("latent", plan.width), ("answer", plan.width), ("logit", 1)):
+            self._buffers.setdefault(name, torch.zeros(tokens, width))
+        for name in ("h", "u"):
+            self._buffers.setdefault(name, torch.zeros(tokens, plan.width))
+        self.keys = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
+        self.values = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
+        square = [(sequences, m.width, m.width) for m in plan.memories]
+        self.maps = [torch.zeros(shape) for shape in square]
+        self.momenta = [torch.zeros(shape) for shape in square]
+        self.chunk_maps = [torch.zeros(shape) for shape in square]
+        self.recent = [torch.zeros(sequences, 2, 3 * m.width) for m in plan.memories]
+        self._places = torch.zeros(3, tokens, dtype=torch.int32)
+        self._steps = torch.zeros(tokens, dtype=torch.int32)
+        self._place_weights()
+        self._handle = self._create()
+        weakref.finalize(self, extension.plan_destroy, self._handle)
+
+    @property
+    def steps(self) -> Tensor:
+        """Recursion steps each token of the last call took, (tokens,) int32."""
+        return self._steps[: self._count]
+
+    _count = 0
+
+    def reset(self, sequence: int) -> None:
+        """Forget a sequence: its next token is at position 0."""
+        for states in (self.maps, self.momenta, self.chunk_maps, self.recent):
+            for state in states:
+                state[sequence] = 0
+
+    def run(
+        self, ids: Sequence[int], sequence: Sequence[int], position: Sequence[int],
+        wanted: Sequence[int],
+    ) -> Tensor:  # fmt: skip
+        """Read tokens; as `ReferenceExecutor.run`, at most `capacity` of them.
+
+        Raises:
+            ValueError: More tokens than `capacity`, or a token, sequence or position that is out
+                of range: memory that is not ours is never read.
+            FloatingPointError: NaN or infinity met a matrix.
+        """
+        count = len(ids)
+        if not 0 < count <= self.capacity:
+            raise ValueError(f"{count} tokens; allowed: 1 to {self.capacity}")
+        places = torch.tensor([list(ids), list(sequence), list(position)], dtype=torch.int32)
+        limits = (self.plan.vocab_size, self.sequences, self.plan.context)
+        for name, row, limit in zip(("id", "sequence", "position"), places, limits, strict=True):
+            low, high = int(row.min()), int(row.max())
+            if low < 0 or high >= limit:
+                raise ValueError(f"{name} {low if low < 0 else high}; allowed: 0 to {limit - 1}")
+        self._places[:, :count] = places
+        self._count = count
+        threads = default_threads()
+        rows = [self._places[i].data_ptr() for i in range(3)]
+        bad = self._native.plan_read(self._handle, count, *rows, self._steps.data_ptr(), threads)
+        if bad >= 0:
+            raise FloatingPointError(f"token {bad} (position {position[bad]}) met NaN or infinity")
+        answer = self._buffers["answer"]
+        for row, token in enumerate(wanted):
+            if row != token:
+                answer[row] = answer[token]
+        if not wanted:
+            return torch.zeros(0, self.plan.vocab_size)
+        if self._native.plan_head(self._handle, len(wanted), threads) >= 0:
+            raise FloatingPointError("the answer met NaN or infinity")
+        return self._buffers["logits"][: len(wanted)]
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences it holds at once."""
+        return self.keys[0].shape[0]
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights as they lie in memory for the kernels."""
+        return sum(t.nbytes for t in self._kept)
+
+    def _place_weights(self) -> None:
+        """Panels of all ternary matrices one after the other, in the order of execution."""
+        linears = [s for s in self.plan.linears() if isinstance(s.weight, PackedTernary)]
+        panels = [
+            self._backend.lay_out_dense(s.weight.codes, s.weight.columns)[0]
+            for s in linears
+            if isinstance(s.weight, PackedTernary)
+        ]
+        placed = place_consecutively(panels) if panels else []
+        self._panels = {id(s): p for s, p in zip(linears, placed, strict=True)}
+
+    def _create(self) -> int:
+        plan, recursion = self.plan, self.plan.recursion
+        blocks = recursion.blocks if recursion else ()
+        sections: list[Sequence[Step]] = [
+            plan.prelude,
+            *blocks,
+            recursion.update if recursion else (),
+            recursion.halt if recursion else (),
+            plan.head,
+        ]
+        flat = [number for section in sections for step in section for number in self._record(step)]
+        records = torch.tensor(flat, dtype=torch.int64)
+        counts = torch.tensor([len(s) for s in sections], dtype=torch.int64)
+        cos, sin = self._keep(plan.rope_cos), self._keep(plan.rope_sin)
+        keys = torch.tensor([t.data_ptr() for t in self.keys], dtype=torch.int64)
+        values = torch.tensor([t.data_ptr() for t in self.values], dtype=torch.int64)
+        self._tables = keys, values
+        scratch = torch.zeros(self._scratch_floats())
+        self._scratch = scratch
+        names = ("x", "h", "u", "latent", "answer", "logit")
+        inject = [0, 0]
+        if recursion:
+            inject = [self._keep(recursion.inject_prelude), self._keep(recursion.inject_answer)]
+        shape = [
+            plan.width,
+            *(self._buffers[n].data_ptr() for n in names),
+            scratch.data_ptr(),
+            cos,
+            sin,
+            keys.data_ptr(),
+            values.data_ptr(),
+            recursion.steps if recursion else 0,
+            recursion.latent_steps if recursion else 0,
+            recursion.first_cache if recursion else 0,
+            *inject,
+            _bits(recursion.threshold if recursion else 2.0),
+        ]
+        numbers = torch.tensor(shape, dtype=torch.int64)
+        handle: int = self._native.plan_create(
+            numbers.data_ptr(), records.data_ptr(), counts.data_ptr(), len(sections)
+        )
+        return handle
+
+    def _scratch_floats(self) -> int:
+        """Turned queries and keys with attention scores, or the vectors of a memory."""
+        most = 64
+        recursion = self.plan.recursion
+        steps = [
+            *self.plan.prelude,
+            *(s for b in (recursion.blocks if recursion else ()) for s in b),
+        ]
+        for step in steps:
+            if isinstance(step, Attend):
+                most = max(most, step.q.width + step.k.width + step.window + 64)
+            elif isinstance(step, Remember):
+                most = max(most, 4 * step.width)
+        return most
+
+    def _record(self, step: Step) -> list[int]:
+        match step:
+            case Embed():
+                fields = self._embed(step)
+            case Norm():
+                fields = [NORM, *self._span(step.src), step.src.width, self._keep(step.weight),
+                          *self._span(step.out)]  # fmt: skip
+            case Linear():
+                fields = self._linear(step)
+            case Attend():
+                width = step.q.width // step.heads
+                fields = [ATTEND, *self._span(step.q), *self._span(step.k), *self._span(step.v),
+                          *self._span(step.out), step.heads, step.kv_heads, width, 0, step.window,
+                          step.cache]  # fmt: skip
+            case Remember():
+                states = (self.maps, self.momenta, self.chunk_maps, self.recent)
+                fields = [REMEMBER, *self._span(step.raw), *self._span(step.rates),
+                          *self._span(step.out), self._keep(step.filter), step.width, step.chunk,
+                          *(s[step.state].data_ptr() for s in states)]  # fmt: skip
+            case Blend():
+                fields = [BLEND, *self._span(step.mixed), *self._span(step.gate),
+                          *self._span(step.read), step.mixed.width]  # fmt: skip
+            case Activate():
+                spans = (step.gate, step.up, step.out)
+                fields = [ACTIVATE, *(n for s in spans for n in self._span(s)), step.out.width]
+                fields.append(int(step.squared_relu))
+        record = fields + [0] * (RECORD - len(fields))
+        if isinstance(step, Norm):
+            record[DOUBLES] = _bits(step.eps)
+        elif isinstance(step, Remember):
+            record[DOUBLES : DOUBLES + 2] = [
+                _bits(step.budget), _bits(ERROR_LIMIT * step.width**0.5)
+            ]  # fmt: skip
+        return record
+
+    def _embed(self, step: Embed) -> list[int]:
+        table = step.table
+        if isinstance(table, Int8Weight):
+            return [EMBED_INT8, self._keep(table.weight), table.columns, *self._span(step.out),
+                    self._keep(table.scale.expand(table.rows))]  # fmt: skip
+        return [EMBED, self._keep(table), table.shape[1], *self._span(step.out)]
+
+    def _linear(self, step: Linear) -> list[int]:
+        weight = step.weight
+        residual = (0, 0) if step.residual is None else self._span(step.residual)
+        if isinstance(weight, Tensor):
+            self.forms[step.name] = "float"
+            rows, columns = weight.shape
+            blocks = F.pad(weight, (0, 0, 0, -rows % FLOAT_ROWS)).view(-1, FLOAT_ROWS, columns)
+            bias = 0 if step.bias is None else self._keep(step.bias)
+            return [FLOAT, *self._span(step.src), columns, rows, self._keep(blocks.transpose(1, 2)),
+                    *self._span(step.out), *residual, bias,
+                    int(step.activation == "sigmoid")]  # fmt: skip
+        if step.bias is not None or step.activation != "none":
+            raise NotImplementedError(f"{step.name}: bias and activation of float matrices only")
+        scale = self._keep(weight.scale)
+        start = [*self._span(step.src), weight.columns, weight.rows]
+        end = [scale, int(weight.scale.numel() > 1), *self._span(step.out), *residual]
+        if isinstance(weight, Int8Weight):
+            self.forms[step.name] = "int8"
+            lanes = self._keep(self._backend.lay_out_int8(weight.weight)[0])
+            return [INT8, *start, lanes, self._keep(weight.scale.expand(weight.rows)), 1, *end[2:]]
+        return [TERNARY, *start, self._keep(self._panels[id(step)]), *end, 0,
+                *self._sparse_forms(step, weight)]  # fmt: skip
+
+    def _sparse_forms(self, step: Linear, weight: PackedTernary) -> list[int]:
+        """Most tokens and addresses of the column form and of the tiles, where they pay."""
+        self.forms[step.name] = "dense"
+        if not self._sparse:
+            return [0] * 7
+        size, tiles_share = weight.codes.nbytes, zero_tile_share(weight)
+        left_out = thresholds.share_of_columns_left_out(step.zero_activations, weight.rows)
+        columns = thresholds.most_tokens(thresholds.ACTIVATION_SPARSE, size, left_out)
+        tiles = thresholds.most_tokens(thresholds.BLOCK_SPARSE, size, tiles_share)
+        if tiles and tiles_share > left_out:
+            columns = 0  # the form that leaves out more
+        fields = [columns, 0, tiles, 0, 0, 0, 0]
+        if columns:
+            self.forms[step.name] = "activation-sparse"
+            blocks = self._backend.lay_out_columns(to_columns(weight).codes, weight.rows)[0]
+            fields[1] = self._keep(blocks)
+        if tiles:
+            if not columns:
+                self.forms[step.name] = "block-sparse"
+            sparse = to_block_sparse(weight)
+            fields[3:] = [
+                self._keep(self._backend.lay_out_tiles(sparse.tiles)[0]),
+                self._keep(sparse.index),
+                self._keep(sparse.start),
+                sparse.count,
+            ]
+        return fields
+
+    def _span(self, span: Span) -> tuple[int, int]:
+        """Address of its first column and floats between tokens."""
+        buffer = self._buffers[span.buffer]
+        return buffer.data_ptr() + 4 * span.start, buffer.shape[1]
+
+    def _keep(self, tensor: Tensor) -> int:
+        """The address of a contiguous tensor that is kept as long as the executor."""
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _bits(value: float) -> int:
+    """A double as a whole number of 64 bits."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])

@@ -1,0 +1,54 @@
+// Python entry points of plans: made once, then one call a token. Tensors arrive as addresses (bindings_dense.hpp);
+// a plan itself is a number for Python, which destroys it.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "bindings_dense.hpp"
+#include "plan.hpp"
+
+namespace agentforge {
+
+// `shape`: the fields of PlanShape as 64-bit numbers in their order; the threshold as the bits of a double.
+AGENTFORGE_ENTRY uintptr_t plan_create(uintptr_t shape, uintptr_t records, uintptr_t sections, int64_t section_count) {
+  const int64_t* const f = pointer<const int64_t>(shape);
+  double threshold;
+  std::memcpy(&threshold, f + 17, sizeof threshold);
+  const auto floats_at = [f](int index) { return reinterpret_cast<float*>(f[index]); };
+  const PlanShape made = {f[0],           floats_at(1),  floats_at(2),  floats_at(3),
+                          floats_at(4),   floats_at(5),  floats_at(6),  floats_at(7),
+                          floats_at(8),   floats_at(9),  reinterpret_cast<float* const*>(f[10]),
+                          reinterpret_cast<float* const*>(f[11]),       f[12], f[13], f[14],
+                          floats_at(15),  floats_at(16), static_cast<float>(threshold)};
+  return reinterpret_cast<uintptr_t>(
+      new Plan(made, pointer<const int64_t>(records), pointer<const int64_t>(sections), section_count));
+}
+
+AGENTFORGE_ENTRY void plan_destroy(uintptr_t plan) { delete pointer<Plan>(plan); }
+
+AGENTFORGE_ENTRY int64_t plan_read(uintptr_t plan, int64_t count, uintptr_t ids, uintptr_t sequence,
+                                   uintptr_t position, uintptr_t steps, int threads) {
+  const LongCall long_call(INT64_MAX);
+  return pointer<Plan>(plan)->read({count, pointer<const int32_t>(ids), pointer<const int32_t>(sequence),
+                                    pointer<const int32_t>(position)},
+                                   pointer<int32_t>(steps), threads);
+}
+
+AGENTFORGE_ENTRY int64_t plan_head(uintptr_t plan, int64_t count, int threads) {
+  const LongCall long_call(INT64_MAX);
+  return pointer<Plan>(plan)->head(count, threads);
+}
+
+static inline void bind_plan(nanobind::module_& module) {
+  namespace nb = nanobind;
+  module.def("plan_create", &plan_create, nb::arg("shape"), nb::arg("records"), nb::arg("sections"),
+             nb::arg("section_count"), "A plan from its records; the result is for the other functions.");
+  module.def("plan_destroy", &plan_destroy, nb::arg("plan"), "Free a plan.");
+  module.def("plan_read", &plan_read, nb::arg("plan"), nb::arg("count"), nb::arg("ids"), nb::arg("sequence"),
+             nb::arg("position"), nb::arg("steps"), nb::arg("threads"),
+             "Run tokens up to their answers; returns the first token that met NaN or infinity, or -1.");
+  module.def("plan_head", &plan_head, nb::arg("plan"), nb::arg("count"), nb::arg("threads"),
+             "Logits of the first rows of `answer`; returns the first row that met NaN or infinity, or -1.");
+}
+
+}  // namespace agentforge

@@ -1,0 +1,141 @@
+"""The native executor against the reference: the same bits of integers, floats to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from agentforge_kernels import PackedTernary, reference, unpack
+from agentforge_kernels.native import extension
+
+from agentforge.formats.packed import PackedModel, read_packed
+from agentforge.runtime.lower import lower_packed
+from agentforge.runtime.native import NativeExecutor
+from agentforge.runtime.reference import ReferenceExecutor
+from tests.unit.test_packed_directory import save, ternary_model
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the extension was not built")
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 90, (count,), generator=generator).tolist()
+
+
+@pytest.fixture(params=["", "prelude.1.attention.k", "int8"], ids=["whole", "mixed", "int8"])
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> PackedModel:
+    kept, int8 = (request.param, False) if request.param != "int8" else ("", True)
+    return read_packed(save(tmp_path / "model", ternary_model(kept), int8=int8))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_decoding_agrees_token_by_token(packed: PackedModel, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    plan = lower_packed(packed)
+    oracle, native = ReferenceExecutor(plan, sequences=2), NativeExecutor(plan, sequences=2)
+    differences, same = [], 0
+    first, second = ids(40), ids(40, seed=1)
+    for t in range(40):
+        call = ([first[t], second[t]], [0, 1], [t, t], [0, 1])
+        wanted, found = oracle.run(*call), native.run(*call)
+        differences.append(float((wanted - found).abs().max()))
+        same += int((oracle.steps == native.steps).sum())
+    torch.set_num_threads(before)
+    # Where a rounding difference flips an int8 code, later layers amplify it.
+    assert sorted(differences)[20] < 1e-4
+    assert same >= 77
+
+
+def test_every_layer_has_the_bits_of_the_reference_given_its_input(packed: PackedModel) -> None:
+    """Layer by layer: each integer product of the native run is recomputed from its input."""
+    plan = lower_packed(packed)
+    for step in plan.linears():
+        if not isinstance(step.weight, PackedTernary):
+            continue
+        from agentforge.runtime.plan import DecodePlan, Span
+
+        width, rows = step.weight.columns, step.weight.rows
+        from dataclasses import replace
+
+        alone = replace(
+            step, src=Span("x", 0, width), out=Span("y", 0, rows), residual=Span("z", 0, rows)
+        )
+        small = DecodePlan(
+            buffers={"x": width, "y": rows, "z": rows},
+            prelude=(), recursion=None, head=(alone,), caches=plan.caches[:1], memories=(),
+            rope_cos=plan.rope_cos, rope_sin=plan.rope_sin, width=width, vocab_size=rows,
+            context=plan.context,
+        )  # fmt: skip
+        executor = NativeExecutor(small, tokens=5)
+        for count in (1, 2, 5):
+            x = torch.randn(count, width) * torch.rand(count, 1) * 10
+            residual = torch.randn(count, rows)
+            executor._buffers["x"][:count] = x
+            executor._buffers["z"][:count] = residual
+            assert executor._native.plan_head(executor._handle, count, 1) == -1
+            q, scale, _ = reference.quantize_activations(x)
+            wanted = reference.linear(q, scale, unpack(step.weight), step.weight.scale, residual)
+            assert torch.equal(executor._buffers["y"][:count], wanted), step.name
+
+
+def test_prefill_is_decoding_and_cut_prefill_too(packed: PackedModel) -> None:
+    plan = lower_packed(packed)
+    tokens = ids(38)
+    one, many, cut = (NativeExecutor(plan, tokens=38) for _ in range(3))
+    for t, token in enumerate(tokens):
+        last = one.run([token], [0], [t], [0]).clone()
+    whole = many.run(tokens, [0] * 38, list(range(38)), [37]).clone()
+    for start in range(0, 38, 7):
+        part = tokens[start : start + 7]
+        places = list(range(start, start + len(part)))
+        pieces = cut.run(part, [0] * len(part), places, [len(part) - 1]).clone()
+    # The same integers and the same order of every sum: equal to the last bit.
+    assert torch.equal(whole, last)
+    assert torch.equal(pieces, last)
+    for a, b in zip(one.keys + one.maps, many.keys + many.maps, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_batch_is_its_rows(packed: PackedModel) -> None:
+    plan = lower_packed(packed)
+    rows = [ids(20, seed=s) for s in range(5)]
+    together = NativeExecutor(plan, sequences=5)
+    alone = [NativeExecutor(plan) for _ in rows]
+    for t in range(20):
+        found = together.run([r[t] for r in rows], list(range(5)), [t] * 5, list(range(5)))
+        for i, executor in enumerate(alone):
+            assert torch.equal(found[i : i + 1], executor.run([rows[i][t]], [0], [t], [0])), (t, i)
+
+
+def test_a_sequence_can_be_reset(packed: PackedModel) -> None:
+    plan = lower_packed(packed)
+    fresh, used = NativeExecutor(plan), NativeExecutor(plan)
+    used.run(ids(20, seed=3), [0] * 20, list(range(20)), [])
+    used.reset(0)
+    call = (ids(9), [0] * 9, list(range(9)), [8])
+    assert torch.equal(fresh.run(*call), used.run(*call))
+
+
+def test_what_is_out_of_range_is_refused(packed: PackedModel) -> None:
+    executor = NativeExecutor(lower_packed(packed), sequences=2, tokens=4)
+    for call, says in (
+        (([0] * 5, [0] * 5, list(range(5)), []), "5 tokens"),
+        (([], [], [], []), "0 tokens"),
+        (([-1], [0], [0], []), "id -1"),
+        (([packed.vocab_size], [0], [0], []), "id"),
+        (([0], [2], [0], []), "sequence 2"),
+        (([0], [0], [40], []), "position 40"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            executor.run(*call)
+
+
+def test_not_a_number_is_said(packed: PackedModel) -> None:
+    plan = lower_packed(packed)
+    executor = NativeExecutor(plan)
+    executor.run([1], [0], [0], [])
+    executor.keys[0][:] = float("nan")
+    with pytest.raises(FloatingPointError, match="position 1"):
+        executor.run([1], [0], [1], [0])
