@@ -8,7 +8,7 @@ from agentforge.sinks.wandb_metric import Metric
 _EXTRA = "StepDone.extra"
 _EVAL = "EvalDone"
 _TABLE = "TableDone"
-_RUNTIME = "needs the compiled runtime"
+_RUNTIME = "needs the compiled extension"
 
 PHASE4_METRICS: tuple[Metric, ...] = (
     Metric("calibration/sample", "held-out items of the sensitivity scan", _EVAL),

@@ -121,9 +121,11 @@ def test_report_has_every_gate_and_table(undisturbed: RunLayout) -> None:
     model = json.loads(undisturbed.manifest.read_text())["config"]["bitnet"]["model"]
     assert gates["bitnet.compression"].value == pytest.approx(Path(model).stat().st_size / weights)
     assert gates["bitnet.twin_agreement"].n >= 300
-    assert gates["bitnet.speedup"].value is None
+    speedup = gates["bitnet.speedup"]
+    assert speedup.value is None or speedup.value > 0
+    assert speedup.n == (0 if speedup.value is None else 96)
     tables = {t.name: t for t in phase.tables}
-    assert set(tables) == {
+    assert set(tables) - {"evaluation/speed"} == {
         "evaluation/comparison",
         "compression/breakdown",
         "compression/layers",

@@ -56,6 +56,14 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     yield _figure(MODEL, "final/compression_ratio", outcome.ratio, 1)
     yield _figure(MODEL, "final/accuracy_drop", drop.mean, n)
     yield _figure(MODEL, "final/sparsity", quantised.zeros, weights)
+    if outcome.speed is not None:
+        speed = outcome.speed
+        timed = speed.after.n
+        before_ms, after_ms = speed.before.median / 1000, speed.after.median / 1000
+        yield _figure(MODEL, "evaluation/inference_time_before_ms", before_ms, timed)
+        yield _figure(MODEL, "evaluation/inference_time_after_ms", after_ms, timed)
+        yield _figure(MODEL, "evaluation/inference_speedup", speed.ratio, timed)
+        yield _figure(MODEL, "final/inference_speedup", speed.ratio, timed)
     yield _figure(MODEL, "final/total_time_hours", outcome.hours, 1)
     yield _figure(MODEL, "final/fine_tuning_needed", float(quantised.steps > 0), 1)
 

@@ -34,6 +34,7 @@ from agentforge.phases.bitnet.outputs import Packed, pack_model
 from agentforge.phases.bitnet.quantise import PHASE
 from agentforge.phases.bitnet.results import Outcome, phase_report
 from agentforge.phases.bitnet.sizes import compression, embedding_in_int8
+from agentforge.phases.bitnet.speed import measure_speed
 from agentforge.phases.cognate.bench import Bench
 from agentforge.phases.cognate.models import between, fresh_model, make_bench
 from agentforge.phases.cognate.training import load_weights
@@ -357,6 +358,7 @@ def _report(
         quantised=quantised,
         packed=packed,
         agreement=agreement,
+        speed=measure_speed(teacher, packed),
         source=start.source,
         source_bytes=start.bytes,
         hours=_hours(context),

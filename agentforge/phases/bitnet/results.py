@@ -19,6 +19,7 @@ from agentforge.phases.bitnet.measure import Scores
 from agentforge.phases.bitnet.outputs import Packed
 from agentforge.phases.bitnet.quantise import PHASE
 from agentforge.phases.bitnet.sizes import role, stored_bytes
+from agentforge.phases.bitnet.speed import AFTER, BEFORE, Speed
 from agentforge.report import Cell, PhaseReport, Table
 from agentforge.sizing import category
 
@@ -41,6 +42,7 @@ class Outcome:
         quantised: The attempt that was packed.
         packed: Its files.
         agreement: Of packed model and twin.
+        speed: Times of a token; None where the native extension was not built.
         source: The model it started from.
         source_bytes: Of its file.
         hours: Clock time of the phase.
@@ -59,6 +61,7 @@ class Outcome:
     quantised: Quantised
     packed: Packed
     agreement: Agreement
+    speed: Speed | None
     source: str
     source_bytes: int
     hours: float
@@ -88,14 +91,15 @@ def phase_report(outcome: Outcome) -> PhaseReport:
         outcome.params,
         outcome.ratio,
         outcome.drop,
-        None,
-        0,
+        None if outcome.speed is None else outcome.speed.ratio,
+        0 if outcome.speed is None else outcome.speed.after.n,
         outcome.quantised.zeros,
         outcome.ternary_weights,
         outcome.agreement,
     )
     tables = (
         _scores_table(outcome),
+        *(() if outcome.speed is None else (_speed_table(outcome.speed),)),
         _size_table(outcome),
         _layer_table(outcome),
         _sensitivity_table(outcome),
@@ -129,6 +133,22 @@ def _scores_table(outcome: Outcome) -> Table:
         f"{100 * drop.mean:.1f} % of it, 95 % interval [{100 * drop.low:.1f}, "
         f"{100 * drop.high:.1f}] over items (negative: gained), "
         f"{100 * (outcome.before.accuracy - outcome.after.accuracy):.1f} points.",
+    )
+
+
+def _speed_table(speed: Speed) -> Table:
+    rows = [
+        (n, t.median, t.low, t.high, t.n) for n, t in ((BEFORE, speed.before), (AFTER, speed.after))
+    ]
+    forms = list(speed.forms.values())
+    counts = ", ".join(f"{forms.count(f)} {f}" for f in dict.fromkeys(forms))
+    return Table(
+        "evaluation/speed",
+        "Time of a token",
+        ("model", "us, median", "us, 10 %", "us, 90 %", "tokens"),
+        tuple(rows),
+        f"Batch 1, this machine, the run's threads, token by token in turns: {speed.ratio:.1f}x. "
+        f"Products for one token: {counts}.",
     )
 
 

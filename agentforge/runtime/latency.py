@@ -1,0 +1,78 @@
+"""How long a token takes, side by side: models take turns, so that the machine's mood cancels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from agentforge.model.behaviour import Behaviour
+from agentforge.model.decode import Decoder
+from agentforge.model.language_model import CognateLM
+
+Step = Callable[[int, int], None]
+"""Reads a token at a position."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTime:
+    """Microseconds of one token.
+
+    Attributes:
+        median: Over all timed tokens.
+        low, high: Tenth and ninetieth percentile.
+        n: Timed tokens.
+    """
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+def time_tokens(
+    starts: Mapping[str, Callable[[], Step]], tokens: int, vocab_size: int, rounds: int
+) -> dict[str, TokenTime]:
+    """Decode the same tokens with several models, each token by all of them in turn.
+
+    Args:
+        starts: Begins a new sequence of a model; what it gives reads one token.
+        tokens: Tokens of a sequence.
+        vocab_size: Ids are below it.
+        rounds: Sequences; the first is a warm-up and not counted.
+
+    Returns:
+        Times by name.
+    """
+    found: dict[str, list[float]] = {name: [] for name in starts}
+    for turn in range(rounds + 1):
+        steps = {name: start() for name, start in starts.items()}
+        for position in range(tokens):
+            token = (7 * position + turn) % vocab_size
+            for name, step in steps.items():
+                began = time.perf_counter()
+                step(token, position)
+                if turn:
+                    found[name].append(1e6 * (time.perf_counter() - began))
+    result = {}
+    for name, times in found.items():
+        median, low, high = (float(v) for v in np.percentile(times, [50, 10, 90]))
+        result[name] = TokenTime(median, low, high, len(times))
+    return result
+
+
+def torch_decoder(model: CognateLM, behaviour: Behaviour) -> Callable[[], Step]:
+    """The model in torch, eager, with its caches."""
+
+    def start() -> Step:
+        decoder = Decoder(model, behaviour, 1)
+
+        def step(token: int, _: int) -> None:
+            decoder.step(torch.tensor([token]))
+
+        return step
+
+    return start
