@@ -306,6 +306,81 @@ def clean(ctx: click.Context, run_dir: Path | None, dry_run: bool) -> ExitCode:
 
 
 @cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="Ask one thing and leave.")
+@click.option("--system", metavar="TEXT", default="", help="Text before the first turn.")
+@click.option("--no-thoughts", is_flag=True, help="Answer without thinking.")
+@click.option("--show-thoughts", is_flag=True, help="Print thoughts before the answers.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), help="0: the most likely token.  [model's own]"
+)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Only the K likeliest tokens.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    help="Only the likeliest tokens that reach P together.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    help="Above 1: less of what was said before.",
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of a reply at most.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Equal seeds give equal replies."
+)
+@click.option(
+    "--transcript",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Append the turns here as JSON lines.  [default: in the user's state folder]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a turn.")
+def chat(
+    model: Path,
+    prompt: str | None,
+    system: str,
+    no_thoughts: bool,
+    show_thoughts: bool,
+    temperature: float | None,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    max_new_tokens: int | None,
+    seed: int,
+    transcript: Path | None,
+    as_json: bool,
+) -> ExitCode:
+    """Chat with a packed MODEL directory.
+
+    On a terminal, or one turn a line from a pipe. Thinking and showing thoughts are two things:
+    hidden thoughts still help.
+    """
+    from agentforge import chat_verb
+    from agentforge.runtime.chat import ChatOptions
+
+    return chat_verb.chat(
+        model,
+        ChatOptions(
+            thoughts=not no_thoughts,
+            temperature=temperature,
+            seed=seed,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            max_new_tokens=max_new_tokens,
+        ),
+        prompt=prompt,
+        system=system,
+        show_thoughts=show_thoughts,
+        as_json=as_json,
+        transcript=transcript,
+    )
+
+
+@cli.command()
 @click.argument("run")
 @click.argument(
     "verb",
