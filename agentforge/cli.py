@@ -307,6 +307,29 @@ def clean(ctx: click.Context, run_dir: Path | None, dry_run: bool) -> ExitCode:
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--to", "kind", type=click.Choice(["gguf"]), required=True, help="Format.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="The file to write.",
+)
+def export(model: Path, kind: str, out: Path) -> ExitCode:
+    """Write a packed MODEL directory in another format.
+
+    GGUF: ternary tensors as TQ2_0, the rest in FP16.
+    """
+    from agentforge.formats.gguf import save_gguf
+    from agentforge.formats.packed import read_packed
+
+    assert kind == "gguf"
+    save_gguf(read_packed(model), out)
+    return say(f"{out}: {out.stat().st_size:,} bytes", ExitCode.OK)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="Ask one thing and leave.")
 @click.option("--system", metavar="TEXT", default="", help="Text before the first turn.")
 @click.option("--no-thoughts", is_flag=True, help="Answer without thinking.")
