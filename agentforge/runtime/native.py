@@ -90,6 +90,8 @@ class NativeExecutor:
         self.chunk_maps = [torch.zeros(shape) for shape in square]
         self.recent = [torch.zeros(sequences, 2, 3 * m.width) for m in plan.memories]
         self._places = torch.zeros(3, tokens, dtype=torch.int32)
+        self._numbers = self._places.numpy()
+        self._addresses = [self._places[i].data_ptr() for i in range(3)]
         self._steps = torch.zeros(tokens, dtype=torch.int32)
         self._place_weights()
         self._handle = self._create()
@@ -122,23 +124,27 @@ class NativeExecutor:
         count = len(ids)
         if not 0 < count <= self.capacity:
             raise ValueError(f"{count} tokens; allowed: 1 to {self.capacity}")
-        places = torch.tensor([list(ids), list(sequence), list(position)], dtype=torch.int32)
         limits = (self.plan.vocab_size, self.sequences, self.plan.context)
-        for name, row, limit in zip(("id", "sequence", "position"), places, limits, strict=True):
-            low, high = int(row.min()), int(row.max())
+        given = (("id", ids), ("sequence", sequence), ("position", position))
+        for (name, row), limit in zip(given, limits, strict=True):
+            if len(row) != count:
+                raise ValueError(f"{len(row)} numbers of {name} for {count} tokens")
+            low, high = min(row), max(row)
             if low < 0 or high >= limit:
                 raise ValueError(f"{name} {low if low < 0 else high}; allowed: 0 to {limit - 1}")
-        self._places[:, :count] = places
+        # A view of NumPy takes a list in 0.3 us, a new torch tensor 10.
+        self._numbers[:, :count] = ids, sequence, position
         self._count = count
         threads = default_threads()
-        rows = [self._places[i].data_ptr() for i in range(3)]
-        bad = self._native.plan_read(self._handle, count, *rows, self._steps.data_ptr(), threads)
+        bad = self._native.plan_read(
+            self._handle, count, *self._addresses, self._steps.data_ptr(), threads
+        )
         if bad >= 0:
             raise FloatingPointError(f"token {bad} (position {position[bad]}) met NaN or infinity")
         answer = self._buffers["answer"]
-        for row, token in enumerate(wanted):
-            if row != token:
-                answer[row] = answer[token]
+        for place, token in enumerate(wanted):
+            if place != token:
+                answer[place] = answer[token]
         if not wanted:
             return torch.zeros(0, self.plan.vocab_size)
         if self._native.plan_head(self._handle, len(wanted), threads) >= 0:

@@ -18,13 +18,24 @@ AGENTFORGE_INLINE Lanes load(const float* p) {
 }
 AGENTFORGE_INLINE void store(float* p, Lanes v) { std::memcpy(p, &v, sizeof v); }
 AGENTFORGE_INLINE Lanes all(float x) { return x - Lanes{}; }
+// Lanes i and i + Width together, in lanes i; what the others hold means nothing.
+#if defined(__clang__)
+#define AGENTFORGE_FOLD(v, width)                                                                                \
+  (v + __builtin_shufflevector(v, v, width, width + 1, width + 2, width + 3, width + 4, width + 5, width + 6,    \
+                               width + 7, 0, 0, 0, 0, 0, 0, 0, 0))
+#else
+#define AGENTFORGE_FOLD(v, width)                                                                                \
+  (v + __builtin_shuffle(v, IntLanes{width, width + 1, width + 2, width + 3, width + 4, width + 5, width + 6,    \
+                                     width + 7, 0, 0, 0, 0, 0, 0, 0, 0}))
+#endif
 AGENTFORGE_INLINE float sum_of(Lanes v) {
-  float part[kLanes];
-  store(part, v);
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) part[i] += part[i + width];
-  return part[0];
+  v = AGENTFORGE_FOLD(v, 8);
+  v = AGENTFORGE_FOLD(v, 4);
+  v = AGENTFORGE_FOLD(v, 2);
+  v = AGENTFORGE_FOLD(v, 1);
+  return v[0];
 }
+#undef AGENTFORGE_FOLD
 
 AGENTFORGE_INLINE float dot(const float* a, const float* b, int64_t n) {
   Lanes total{};
