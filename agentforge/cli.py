@@ -307,6 +307,54 @@ def clean(ctx: click.Context, run_dir: Path | None, dry_run: bool) -> ExitCode:
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1, max=1024),
+    multiple=True,
+    default=(1, 2),
+    help="Threads; may be repeated.  [default: 1 and 2]",
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=(0, 64, 256),
+    help="Tokens read before; may be repeated.  [default: 0, 64, 256]",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Repetitions.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the decode times here too.",
+)
+@json_option
+def bench(
+    model: Path,
+    threads: tuple[int, ...],
+    contexts: tuple[int, ...],
+    rounds: int,
+    csv_file: Path | None,
+    as_json: bool,
+) -> ExitCode:
+    """Time a packed MODEL directory against torch, side by side on this machine."""
+    from agentforge import bench_verb
+
+    text = bench_verb.bench(
+        model,
+        threads=threads,
+        contexts=contexts,
+        rounds=rounds,
+        as_json=as_json,
+        csv_file=csv_file,
+    )
+    return say(text, ExitCode.OK)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option("--to", "kind", type=click.Choice(["gguf"]), required=True, help="Format.")
 @click.option(
     "--out",

@@ -27,6 +27,7 @@ from agentforge_kernels import (
     PackedTernary,
     pack,
     quantize_int8,
+    unpack,
 )
 from agentforge_kernels.files import Stored, load_tensors, save_tensors
 from pydantic import ValidationError
@@ -38,7 +39,8 @@ from agentforge.errors import CheckpointError, DataError
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.bit_linear import bit_linears
 from agentforge.model.language_model import CognateLM
-from agentforge.model.packed_linear import PackedProjection
+from agentforge.model.linear import Projection
+from agentforge.model.packed_linear import DequantisedProjection, PackedProjection
 from agentforge.run.atomic import sync_folder, write_atomic
 from agentforge.run.tensor_file import require_shapes
 
@@ -240,8 +242,13 @@ def read_packed(folder: Path) -> PackedModel:
     return PackedModel(shapes, vocab_size, behaviour, generation, tokenizer, tensors, zeros, folder)
 
 
-def packed_module(packed: PackedModel) -> CognateLM:
+def packed_module(packed: PackedModel, *, floats: bool = False) -> CognateLM:
     """The model as torch modules over packed matrices, in evaluation mode, on the CPU.
+
+    Args:
+        packed: As it was read.
+        floats: Matrices as float32 scale times trit and inputs unrounded instead: what the packed
+            model is timed against.
 
     Raises:
         CheckpointError: Tensors that do not fit the shapes.
@@ -264,9 +271,13 @@ def packed_module(packed: PackedModel) -> CognateLM:
                 remedy=REMEDY,
             )
         parent, _, leaf = name.rpartition(".")
-        layer = PackedProjection(
-            matrix, plain.get(f"{name}.norm.weight"), eps, packed.zero_activations.get(name, 0.0)
+        norm = plain.get(f"{name}.norm.weight")
+        layer: Projection = PackedProjection(
+            matrix, norm, eps, packed.zero_activations.get(name, 0.0)
         )
+        if floats:
+            weight = unpack(matrix).float() * matrix.scale[:, None]
+            layer = DequantisedProjection(weight, norm, eps, quantise_input=False)
         setattr(model.get_submodule(parent), leaf, layer)
     model.load_state_dict(got, strict=False, assign=True)
     model.build_rope()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.decode import Decoder
 from agentforge.model.language_model import CognateLM
+from agentforge.model.linear import Projection
+from agentforge.model.packed_linear import DequantisedProjection
 
 Step = Callable[[int, int], None]
 """Reads a token at a position."""
@@ -66,9 +69,10 @@ def time_tokens(
 
 def torch_decoder(model: CognateLM, behaviour: Behaviour) -> Callable[[], Step]:
     """The model in torch, eager, with its caches."""
+    alone = one_by_one(model)
 
     def start() -> Step:
-        decoder = Decoder(model, behaviour, 1)
+        decoder = Decoder(alone, behaviour, 1)
 
         def step(token: int, _: int) -> None:
             decoder.step(torch.tensor([token]))
@@ -76,3 +80,18 @@ def torch_decoder(model: CognateLM, behaviour: Behaviour) -> Callable[[], Step]:
         return step
 
     return start
+
+
+def one_by_one(model: CognateLM) -> CognateLM:
+    """A copy whose projections of one input are products of their own.
+
+    Training stacks them into one matrix at every call, which for a single token costs more than
+    the products: it would be no fair opponent.
+    """
+    alone = copy.deepcopy(model).eval()
+    for name, module in list(alone.named_modules()):
+        if isinstance(module, Projection) and module.plain:
+            parent, _, leaf = name.rpartition(".")
+            layer = DequantisedProjection(module.weight.detach(), None, 0.0, quantise_input=False)
+            setattr(alone.get_submodule(parent), leaf, layer)
+    return alone

@@ -1,0 +1,49 @@
+"""The verb ``bench``: every way to run a model is timed, as table, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from agentforge_kernels.native import extension
+from click.testing import CliRunner
+
+from agentforge.cli import cli
+from agentforge.errors import CheckpointError
+from tests.unit.test_packed_directory import save, ternary_model
+
+pytestmark = pytest.mark.skipif(extension is None, reason="the extension was not built")
+
+
+def test_table_json_and_csv_say_the_same_variants(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", ternary_model())
+    options = ["bench", str(model), "--threads", "1", "--context", "0", "--context", "9"]
+    options += ["--context", "500", "--rounds", "1"]
+    runner = CliRunner()
+    path = tmp_path / "times.csv"
+    done = runner.invoke(cli, [*options, "--json", "--csv", str(path)], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    names = {"torch_fp32", "kernels", "native"}
+    assert {(v["name"], v["context"]) for v in found["variants"]} == {
+        (n, c) for n in names for c in (0, 9)
+    }
+    assert all(v["low"] <= v["us_per_token"] <= v["high"] for v in found["variants"])
+    assert {p["name"] for p in found["prefills"]} == names
+    assert {p["tokens"] for p in found["prefills"]} == {40}
+    native = next(v for v in found["variants"] if (v["name"], v["context"]) == ("native", 0))
+    torch = next(v for v in found["variants"] if (v["name"], v["context"]) == ("torch_fp32", 0))
+    ratio = torch["us_per_token"] / native["us_per_token"]
+    assert found["speedup"]["torch_fp32, 1 thread"] == pytest.approx(ratio)
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["name"], int(r["context"])) for r in rows} == {(n, c) for n in names for c in (0, 9)}
+    table = runner.invoke(cli, options, catch_exceptions=False).stdout
+    assert "native against torch_fp32, 1 thread" in table
+    assert "block-sparse" in table
+
+
+def test_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a directory"):
+        CliRunner().invoke(cli, ["bench", str(tmp_path / "none")], catch_exceptions=False)
