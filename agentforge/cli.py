@@ -355,24 +355,31 @@ def bench(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--to", "kind", type=click.Choice(["gguf"]), required=True, help="Format.")
+@click.option("--to", "kind", type=click.Choice(["hf", "gguf"]), required=True, help="Format.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     required=True,
-    metavar="FILE",
-    help="The file to write.",
+    metavar="PATH",
+    help="The file (gguf) or folder (hf) to write.",
 )
 def export(model: Path, kind: str, out: Path) -> ExitCode:
     """Write a packed MODEL directory in another format.
 
-    GGUF: ternary tensors as TQ2_0, the rest in FP16.
+    gguf: one file, ternary tensors as TQ2_0, the rest in FP16. hf: a folder transformers loads with
+    trust_remote_code where this package is installed, weights as floats.
     """
-    from agentforge.formats.gguf import save_gguf
     from agentforge.formats.packed import read_packed
 
-    assert kind == "gguf"
-    save_gguf(read_packed(model), out)
+    packed = read_packed(model)
+    if kind == "hf":
+        from agentforge.formats.huggingface import save_huggingface
+
+        save_huggingface(packed, out)
+        return say(f"{out}: load with AutoModelForCausalLM", ExitCode.OK)
+    from agentforge.formats.gguf import save_gguf
+
+    save_gguf(packed, out)
     return say(f"{out}: {out.stat().st_size:,} bytes", ExitCode.OK)
 
 
