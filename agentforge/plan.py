@@ -202,7 +202,7 @@ def _merges(config: RunConfig) -> int:
 
 
 def _trainings(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
-    later = (*_control(config, phases), *_thinking(config, phases))
+    later = (*_control(config, phases), *_thinking(config, phases), *_ternary(config, phases))
     if "cognate" not in phases:
         return later
     base = config.cognate.base
@@ -240,6 +240,16 @@ def _thinking(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingP
     if wanted.token_level.steps:
         found.append(TrainingPlan("token_level", wanted.token_level.steps, 0, "texts"))
     return tuple(found)
+
+
+def _ternary(config: RunConfig, phases: Sequence[PhaseName]) -> tuple[TrainingPlan, ...]:
+    """Phase 4: the fine-tuning, longer by every stage that is trained on."""
+    if "bitnet" not in phases:
+        return ()
+    tune, stages = config.bitnet.finetune, config.bitnet.quantise
+    extra = int(stages.staged_share * tune.steps) * stages.retries
+    mix = f"thoughts {tune.thoughts:g} skills {1 - tune.thoughts:g}"
+    return (TrainingPlan("ternary", tune.steps, extra, mix),)
 
 
 def _mix(mix: dict[str, float]) -> str:
