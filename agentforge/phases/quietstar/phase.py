@@ -59,6 +59,7 @@ from agentforge.thinking.thought import ThoughtReader
 
 WINDOW = f"{PHASE}.reward_window"
 REWARDS = f"{PHASE}.rewards"
+LONGER = "baked_longer"
 
 
 def run_quietstar(context: RunContext, resources: TrainingResources) -> PhaseReport:
@@ -140,7 +141,7 @@ def _into_window(
             break
         attempt += 1
         steps = config.quietstar.baking.extension_steps
-        stage = further_stage(config, start.behaviour, params, steps, f"baked_longer_{attempt}")
+        stage = further_stage(config, start.behaviour, params, steps, f"{LONGER}_{attempt}")
         baked = bake(context, reasoning, bench.resources, model, stage, baked.weights, start.sha256)
     context.manifest.resolved[WINDOW] = Resolved(
         value=window.reward, reason=f"mean reward of the baked model: {window.verdict}"
@@ -290,7 +291,7 @@ def _report(
         coherence=scores,
         milliseconds=(with_thought, without, timed),
         rl_steps=final.steps,
-        bake_steps=baked.steps,
+        bake_steps=_bake_steps(context),
         further_steps=0 if further is None else further.steps,
         rewards=rewards,
         extra=() if text is None else (token_level_table(text),),
@@ -302,6 +303,14 @@ def _report(
     wall_s = time.perf_counter() - began
     context.emit(StageEnded(phase=PHASE, stage="compare", model="", steps=0, wall_s=wall_s))
     return report.phase_report(outcome)
+
+
+def _bake_steps(context: RunContext) -> int:
+    """Steps of the baking, those of its longer forms included."""
+    most = context.config.quietstar.baking.max_extensions
+    names = [BAKED, *(f"{LONGER}_{attempt}" for attempt in range(1, most + 1))]
+    found = [load_named(context, artifact_name(name, PHASE)) for name in names]
+    return sum(trained.steps for trained in found if trained is not None)
 
 
 def _use_threads(context: RunContext) -> None:

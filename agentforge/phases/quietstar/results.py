@@ -359,7 +359,7 @@ def _verdicts(outcome: Outcome) -> list[str]:
         f"Mean reward before the reinforcement {outcome.window.reward:.3f} "
         f"({outcome.window.verdict}), in its last steps {np.mean(outcome.rewards[-10:]):.3f}."
         if outcome.rewards
-        else "There was no reinforcement.",
+        else "No step of a reinforcement is in the reasoning model.",
         "Reinforcement sharpens: greedy decoding moves from "
         f"{baked.greedy.share(baked.greedy.right):.3f} to "
         f"{final.greedy.share(final.greedy.right):.3f}, sampling from "
