@@ -88,7 +88,7 @@ sanitize: $(INSTALLED)
 	$(BIN)/python -m pytest -p tests.kernels.sanitized_extension -p no:cacheprovider \
 		tests/kernels/test_native_dense.py tests/kernels/test_native_quantize.py \
 		tests/kernels/test_native_levels.py tests/kernels/test_native_tiles.py tests/kernels/test_native_amx.py \
-		tests/kernels/test_forms.py tests/kernels/test_linear.py \
+		tests/kernels/test_forms.py tests/kernels/test_linear.py tests/unit/test_plan_native.py \
 		$(wildcard tests/kernels/test_native_*sparse*.py tests/kernels/test_native_int8*.py)
 
 clean:
