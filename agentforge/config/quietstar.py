@@ -124,6 +124,11 @@ class ReinforceConfig(Section):
         description="Items of Phase 1's skills in every step, relative to its questions, and their "
         "weight in the loss (.25 lost 8 points of a skill in 40 steps).",
     )
+    least_coherence: Share = Field(
+        0.0,
+        description="Samples whose thought's coherence (.4 semantic + .3 syntactic + .3 "
+        "predictive) lies below teach nothing; 0: no filter (documented: .5). It is no reward.",
+    )
     least_reward: Share = Field(0.3, description="Mean reward below which it bakes longer first.")
     most_reward: Share = Field(
         0.9, description="Mean reward above which the problems are too easy to learn from."

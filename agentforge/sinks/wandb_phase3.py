@@ -48,6 +48,7 @@ PHASE3_METRICS: tuple[Metric, ...] = (
     Metric("rl/entropy", "nats a token", _EXTRA),
     Metric("rl/converged", "well-formed samples", _EXTRA),
     Metric("rl/avg_thought_length", "tokens", _EXTRA),
+    Metric("rl/filtered", "samples left out for want of coherence", _EXTRA),
     Metric("rl/avg_coherence_score", ".4 semantic + .3 syntactic + .3 predictive", _EVAL),
     Metric("rl/semantic_coherence", "cosine of thought and question", _EVAL),
     Metric("rl/syntactic_coherence", "likelihood under the frozen model", _EVAL),

@@ -119,7 +119,7 @@ def test_with_a_terminal_but_no_console_yet(capsys, monkeypatch):
         (("--batch", "status"), 2, "--batch and the verb status"),
         (("--batch", "--preset", "demo", "--data-dir", "x"), 2, "data.source = 'world'"),
         (("--batch", "--data-dir", "gone"), 3, "gone"),
-        (("--batch", "--until", "bitnet"), 3, "not part of this version"),
+        (("--batch", "--until", "bitnet"), 3, "add bitnet to phases"),
         (("--batch", "--resume", "latest"), 1, "no runs in"),
         (("--batch", "--resume", "latest", "--preset", "demo"), 2, "--preset with --resume"),
         (("report", "nope"), 1, "nope"),

@@ -26,6 +26,7 @@ from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.reasoning.builtin import tasks
 from agentforge.reasoning.strategies import STRATEGIES
 from agentforge.run.rng import RngState, capture_rng, restore_rng
+from agentforge.thinking.coherence import coherence
 from agentforge.thinking.questions import (
     Judged,
     Question,
@@ -165,6 +166,7 @@ class PolicyStep:
         entropy: Nats a token.
         loss: Total loss.
         thought_length: Mean tokens of a thought.
+        filtered: Share of samples that taught nothing because their thought was not coherent.
         grad_norm: Of the whole gradient, before clipping.
         lr: Learning rate of the hidden matrices.
         tokens: Tokens the policy wrote.
@@ -178,6 +180,7 @@ class PolicyStep:
     entropy: float
     loss: float
     thought_length: float
+    filtered: float
     grad_norm: float
     lr: float
     tokens: int
@@ -227,6 +230,8 @@ def take_policy_step(
     )
     rewards = rewards_of(judged)
     advantages = leave_one_out(rewards.view(len(questions), thoughts)).flatten()
+    kept = _coherent(policy, config, behaviour, reader, questions, judged)
+    advantages = advantages * kept
     prompts = [p for p in prompt_ids(tokenizer, questions) for _ in range(thoughts)]
     written = [
         [*a.tokens, tokenizer.eos_id] if a.ended else list(a.tokens) for a in judged.answered
@@ -255,11 +260,37 @@ def take_policy_step(
         entropy=float(sums[2]),
         loss=float(sums[0]),
         thought_length=float(np.mean([len(a.thought) for a in judged.answered])),
+        filtered=1.0 - float(kept.mean()),
         grad_norm=stats.grad_norm,
         lr=stats.lr,
         tokens=total,
         wall_s=time.perf_counter() - started,
     )
+
+
+def _coherent(
+    policy: Policy,
+    config: RunConfig,
+    behaviour: Behaviour,
+    reader: ThoughtReader,
+    questions: list[Question],
+    judged: Judged,
+) -> Tensor:
+    """1 for samples that may teach, 0 for those whose thought is not coherent enough, (rows,)."""
+    least, rows = config.quietstar.reinforce.least_coherence, len(judged.answered)
+    if least == 0:
+        return torch.ones(rows)
+    copies = rows // len(questions)
+    found = coherence(
+        policy.model,
+        policy.reference,
+        behaviour,
+        reader,
+        [q for q in questions for _ in range(copies)],
+        judged.answered,
+        temperature=config.quietstar.temperature,
+    )
+    return torch.from_numpy((found.score >= least).astype(np.float32))
 
 
 def _passes(

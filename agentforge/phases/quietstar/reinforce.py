@@ -300,6 +300,7 @@ def _tell_step(bench: Bench, policy: Policy, result: PolicyStep, began: float, f
         "rl/entropy": result.entropy,
         "rl/converged": result.converged,
         "rl/avg_thought_length": result.thought_length,
+        "rl/filtered": result.filtered,
     }
     context.emit(
         StepDone(
