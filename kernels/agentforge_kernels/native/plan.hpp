@@ -8,6 +8,7 @@
 #include "activation_sparse.hpp"
 #include "block_sparse.hpp"
 #include "plan_floats.hpp"
+#include "quantize.hpp"
 
 namespace agentforge {
 
