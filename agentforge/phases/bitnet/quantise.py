@@ -70,6 +70,9 @@ def quantise(
     if found is not None and (found.phase, found.stage) == (PHASE, name):
         loaded = bench.store.load(found)
         training.load(loaded.groups, loaded.state)
+        if training.staged and training.stage_step == training.retries == 0:
+            # Killed between writing it and marking it: a revert must not go further back.
+            bench.store.mark_best(found)
     else:
         _save_start_of_stage(bench, training, name)
     first = training.step
