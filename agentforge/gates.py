@@ -73,3 +73,27 @@ class Gate:
 def missed(gates: Sequence[Gate]) -> list[Gate]:
     """The gates that are missed; a run with any exits with code 4."""
     return [g for g in gates if g.status == "missed"]
+
+
+def declared_gate(
+    not_in_run: Sequence[str],
+    name: str,
+    value: float | None,
+    op: str,
+    threshold: float,
+    n: int,
+    source: str,
+) -> Gate:
+    """A gate, which is not in this run when the preset names it or a family it belongs to.
+
+    Args:
+        not_in_run: What the preset declares: ``quietstar`` names all of ``quietstar.*``.
+        name: Phase and metric.
+        value: As `Gate`, like the rest.
+        op: Likewise.
+        threshold: Likewise.
+        n: Likewise.
+        source: Likewise.
+    """
+    declared = any(name == out or name.startswith(f"{out}.") for out in not_in_run)
+    return Gate(name, value, op, threshold, n, source, in_run=not declared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,3 +46,8 @@ class RunContext:
             PreflightError: The disk refuses.
         """
         save_manifest(self.layout, self.manifest)
+
+    def phase_hours(self, phase: str) -> float:
+        """Clock hours of a phase so far, over all resumes."""
+        record = self.manifest.phases[phase]
+        return (record.wall_s + max(0.0, time.time() - record.started)) / 3600

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentforge.config.schema import GateConfig, RunConfig
 from agentforge.evals.stats import Interval
-from agentforge.gates import Gate
+from agentforge.gates import Gate, declared_gate
 from agentforge.phases.bitnet.agreement import Agreement
 from agentforge.sizing import category
 
@@ -70,5 +70,4 @@ def _gate(
     source: str,
 ) -> Gate:
     full = f"bitnet.{name}"
-    declared = any(full == out or full.startswith(f"{out}.") for out in limits.not_in_run)
-    return Gate(full, value, op, threshold, n, source, in_run=not declared)
+    return declared_gate(limits.not_in_run, full, value, op, threshold, n, source)

@@ -361,7 +361,7 @@ def _report(
         speed=measure_speed(teacher, packed),
         source=start.source,
         source_bytes=start.bytes,
-        hours=_hours(context),
+        hours=context.phase_hours(PHASE),
         early=bench.finishing,
     )
     for figure in final_figures(outcome):
@@ -371,9 +371,3 @@ def _report(
     report = phase_report(outcome)
     packed.write_card(report)
     return report
-
-
-def _hours(context: RunContext) -> float:
-    """Clock hours of this phase over all resumes."""
-    record = context.manifest.phases[PHASE]
-    return (record.wall_s + max(0.0, time.time() - record.started)) / 3600

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agentforge.config.schema import SPECIALTIES, GateConfig, RunConfig
-from agentforge.gates import Gate
+from agentforge.gates import Gate, declared_gate
 from agentforge.phases.cognate.diversity import Diversity
 from agentforge.phases.cognate.measure import Measured
 
@@ -173,5 +173,4 @@ def _gate(
     source: str,
 ) -> Gate:
     full = f"cognate.{name}"
-    declared = any(full == out or full.startswith(f"{out}.") for out in limits.not_in_run)
-    return Gate(full, value, op, threshold, n, source, in_run=not declared)
+    return declared_gate(limits.not_in_run, full, value, op, threshold, n, source)

@@ -113,7 +113,7 @@ def run_cognate(context: RunContext, resources: TrainingResources) -> PhaseRepor
         tasks=tasks,
         count=count_model(model),
         search_fitness=_search_fitness(bench, model, base, trunk),
-        hours=_hours(context),
+        hours=context.phase_hours(PHASE),
         disk_bytes=directory_bytes(context.layout.root),
         file_bytes={n: context.manifest.artifacts[artifact_name(n)].bytes for n in models},
         notes=_notes(context),
@@ -255,12 +255,6 @@ def _still_wanted(bench: Bench) -> bool:
     """Whether to go on waiting for the controls; obeys commands meanwhile."""
     between(bench)
     return not bench.finishing
-
-
-def _hours(context: RunContext) -> float:
-    """Clock hours of this phase over all resumes."""
-    record = context.manifest.phases[PHASE]
-    return (record.wall_s + max(0.0, time.time() - record.started)) / 3600
 
 
 def _notes(context: RunContext) -> tuple[str, ...]:

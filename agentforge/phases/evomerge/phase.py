@@ -145,7 +145,7 @@ def _run(
         barriers=barriers,
         family=shape,
         control_steps=None if control is None else control.steps,
-        hours=_hours(context),
+        hours=context.phase_hours(PHASE),
         extra=extra,
         notes=_notes(context, evolution),
     )
@@ -289,12 +289,6 @@ def _obey(context: RunContext) -> None:
             context.control.done(asked, "finish", message="what has not begun is skipped")
         if not asked.paused:
             return
-
-
-def _hours(context: RunContext) -> float:
-    """Clock hours of this phase over all resumes."""
-    record = context.manifest.phases[PHASE]
-    return (record.wall_s + max(0.0, time.time() - record.started)) / 3600
 
 
 def _stage(context: RunContext, stage: str, steps: int = 0) -> None:

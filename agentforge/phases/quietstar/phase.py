@@ -295,7 +295,7 @@ def _report(
         further_steps=0 if further is None else further.steps,
         rewards=rewards,
         extra=() if text is None else (token_level_table(text),),
-        hours=_hours(context),
+        hours=context.phase_hours(PHASE),
         notes=_notes(context),
     )
     for figure in final_figures(outcome):
@@ -360,12 +360,6 @@ def _look_at_quality(context: RunContext, reasoning: ReasoningData) -> None:
     )
     if chosen == "stop":
         raise RunSuspended("the reasoning data are to be looked at first")
-
-
-def _hours(context: RunContext) -> float:
-    """Clock hours of this phase over all resumes."""
-    record = context.manifest.phases[PHASE]
-    return (record.wall_s + max(0.0, time.time() - record.started)) / 3600
 
 
 def _notes(context: RunContext) -> tuple[str, ...]:
