@@ -11,7 +11,6 @@ It is written to a temporary folder, synced and renamed; read back it is checked
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -42,7 +41,7 @@ from agentforge.model.language_model import CognateLM
 from agentforge.model.linear import Projection
 from agentforge.model.packed_linear import DequantisedProjection, PackedProjection
 from agentforge.run.atomic import sync_folder, write_atomic
-from agentforge.run.tensor_file import require_shapes
+from agentforge.run.tensor_file import file_sha256, require_shapes
 
 FORMAT, VERSION = "agentforge-packed", 1
 WEIGHTS, CONFIG, FILES, CARD = "model.safetensors", "config.json", "files.json", "README.md"
@@ -304,7 +303,7 @@ def directory_sizes(folder: Path) -> dict[str, int]:
 
 def _write_list(folder: Path) -> None:
     listed = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
         if path.name != FILES
     }
@@ -325,7 +324,7 @@ def _check_list(folder: Path) -> None:
             raise CheckpointError(
                 f"{path} has {size} bytes, {entry.get('bytes')} were written", remedy=REMEDY
             )
-        if _sha256(path) != entry.get("sha256"):
+        if file_sha256(path) != entry.get("sha256"):
             raise CheckpointError(f"{path} was altered: its SHA-256 differs", remedy=REMEDY)
 
 
@@ -339,11 +338,3 @@ def _json(path: Path) -> Json:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is no JSON object", remedy=REMEDY)
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

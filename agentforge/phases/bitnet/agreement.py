@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agentforge.data.batching import micro_batches
-from agentforge.formats.packed import packed_module, read_packed
+from agentforge.formats.packed import packed_module
 from agentforge.formats.twin import twin_module
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.language_model import CognateLM
@@ -38,7 +38,7 @@ class Agreement:
 def compare_twin(bench: Bench, packed: Packed, bits: BitData) -> Agreement:
     """Read both back from disk and compare them on the report split, teacher-forced."""
     config = bench.context.config
-    directory = read_packed(packed.folder)
+    directory = packed.directory
     ours = packed_module(directory)
     read = load_model(packed.twin)
     twins = [twin_module(read, packed.twin, inputs).eval() for inputs in (True, False)]

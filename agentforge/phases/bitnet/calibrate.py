@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agentforge.data.batching import micro_batches
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.bit_linear import BitLinear, bit_linears, make_bit_linear
 from agentforge.model.language_model import CognateLM
 from agentforge.model.linear import Projection
 from agentforge.phases.bitnet.data import BitData
+from agentforge.phases.bitnet.inputs import visit_inputs
 from agentforge.phases.bitnet.losses import Losses, Rise, measure_losses, rise
 
 NORM_ITEMS = 16
@@ -61,24 +61,11 @@ def set_norms(model: CognateLM, behaviour: Behaviour, data: BitData, tokens: int
     """Give new norms the scale their input had, so that what follows meets what it knows."""
     squares: dict[BitLinear, list[Tensor]] = {}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, BitLinear)
-        squares.setdefault(layer, []).append(inputs[0].square().mean(-1).sqrt().mean())
+    def note(layer: BitLinear, x: Tensor) -> None:
+        squares.setdefault(layer, []).append(x.square().mean(-1).sqrt().mean())
 
     layers = [layer for layer in bit_linears(model).values() if layer.norm is not None]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    prepared = data.reasoning.prepared
-    items = [
-        (name, i)
-        for name in data.weights
-        for i in range(min(NORM_ITEMS, len(prepared.train[name])))
-    ]
-    try:
-        for batch in micro_batches(prepared.train, items, tokens, prepared.tokenizer.pad_id):
-            model(batch.ids.to(model.rope_cos.device), behaviour)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    visit_inputs(model, layers, note, behaviour, data, items=NORM_ITEMS, tokens=tokens)
     for layer, found in squares.items():
         assert layer.norm is not None
         layer.norm.weight.fill_(float(torch.stack(found).mean()))

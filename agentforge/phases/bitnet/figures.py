@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from agentforge.events import EvalDone
-from agentforge.model.bit_linear import bit_linears
+from agentforge.phases.bitnet.outputs import zero_weights
 from agentforge.phases.bitnet.quantise import PHASE
 from agentforge.phases.bitnet.results import MB, Outcome
+from agentforge.phases.bitnet.sizes import stored_bytes
 
 MODEL = "ternary"
 
@@ -16,13 +17,9 @@ MODEL = "ternary"
 def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     """Figures of the compression, matrix by matrix, then of the comparison."""
     packed, quantised = outcome.packed, outcome.quantised
-    ternary = outcome.ternary
-    for number, (name, matrix) in enumerate(ternary.items(), 1):
-        module = name.removesuffix(".weight")
-        layer = bit_linears(quantised.model)[module]
-        count = layer.weight.numel()
-        zeros = float((layer.codes()[0] == 0).double().mean())
-        stored = matrix.codes.nbytes + matrix.scale.nbytes
+    for number, (module, matrix) in enumerate(packed.directory.ternary.items(), 1):
+        count = matrix.rows * matrix.columns
+        zeros, stored = zero_weights(matrix) / count, stored_bytes(matrix)
         yield _figure(MODEL, "compression/layer", float(number), 1)
         yield _figure(MODEL, "compression/original_params", float(count), count)
         yield _figure(MODEL, "compression/quantized_params", float(count), count)
@@ -32,7 +29,7 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
             share = packed.zeros[module]
             yield _figure(MODEL, "calibration/layer_activations", share, count, "train")
     n, drop = outcome.before.items, outcome.drop
-    weights = outcome.ternary_weights
+    weights = packed.ternary_weights
     before, after = outcome.losses
     kept = float(outcome.params - weights)
     yield _figure(MODEL, "compression/preserved_params", kept, outcome.params)
@@ -48,14 +45,14 @@ def final_figures(outcome: Outcome) -> Iterator[EvalDone]:
     yield _figure(MODEL, "evaluation/model_size_before_mb", outcome.source_bytes / MB, 1)
     yield _figure(MODEL, "evaluation/model_size_after_mb", packed.weight_bytes / MB, 1)
     yield _figure(MODEL, "evaluation/compression_ratio", outcome.ratio, 1)
-    yield _figure(MODEL, "evaluation/sparsity_overall", quantised.zeros, weights)
-    zeros = round(quantised.zeros * weights)
+    yield _figure(MODEL, "evaluation/sparsity_overall", packed.zero_share, weights)
+    zeros = round(packed.zero_share * weights)
     yield _figure(MODEL, "evaluation/zero_params", float(zeros), weights)
     yield _figure(MODEL, "evaluation/nonzero_params", float(weights - zeros), weights)
     yield _figure(MODEL, "evaluation/twin_agreement", outcome.agreement.same, n)
     yield _figure(MODEL, "final/compression_ratio", outcome.ratio, 1)
     yield _figure(MODEL, "final/accuracy_drop", drop.mean, n)
-    yield _figure(MODEL, "final/sparsity", quantised.zeros, weights)
+    yield _figure(MODEL, "final/sparsity", packed.zero_share, weights)
     if outcome.speed is not None:
         speed = outcome.speed
         timed = speed.after.n

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from agentforge_kernels import reference
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from agentforge.config.schema import RunConfig
-from agentforge.data.batching import micro_batches
 from agentforge.data.splits import Split
 from agentforge.evals.items import measure
 from agentforge.evals.stats import Interval
@@ -20,6 +18,7 @@ from agentforge.model.behaviour import Behaviour
 from agentforge.model.bit_linear import BitLinear, bit_linears
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.bitnet.data import BitData
+from agentforge.phases.bitnet.inputs import visit_inputs
 from agentforge.phases.quietstar.limits import most_tokens
 from agentforge.thinking.questions import ask, first_of_each
 from agentforge.thinking.thought import ThoughtReader
@@ -139,7 +138,6 @@ def _drop(before: float, after: float) -> float:
     return 1 - after / before if before > 0 else float("nan")
 
 
-@torch.no_grad()
 def zero_activations(
     model: CognateLM, behaviour: Behaviour, data: BitData, tokens: int
 ) -> dict[str, float]:
@@ -150,24 +148,10 @@ def zero_activations(
     zeros: dict[str, list[tuple[int, int]]] = {}
     names = {layer: name for name, layer in bit_linears(model).items() if layer.strength == 1.0}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, BitLinear)
-        x = layer.normalised(inputs[0])
+    def note(layer: BitLinear, x: Tensor) -> None:
+        x = layer.normalised(x)
         q = reference.quantize_activations(x.reshape(-1, x.shape[-1]))[0]
         zeros.setdefault(names[layer], []).append((int((q == 0).sum()), q.numel()))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in names]
-    prepared = data.reasoning.prepared
-    items = [
-        (name, i)
-        for name in data.weights
-        for i in range(min(ZERO_ITEMS, len(prepared.train[name])))
-    ]
-    # Projections of one input are computed together, past their hooks; those behind none are not.
-    try:
-        for batch in micro_batches(prepared.train, items, tokens, prepared.tokenizer.pad_id):
-            model(batch.ids.to(model.rope_cos.device), behaviour)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    visit_inputs(model, list(names), note, behaviour, data, items=ZERO_ITEMS, tokens=tokens)
     return {n: sum(z for z, _ in rows) / sum(c for _, c in rows) for n, rows in zeros.items()}

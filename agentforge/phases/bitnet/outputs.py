@@ -6,12 +6,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentforge_kernels import PackedTernary, unpack
+
 from agentforge.formats.packed import (
     CONFIG,
     FILES,
     WEIGHTS,
     Generation,
+    PackedModel,
     directory_sizes,
+    read_packed,
     save_packed,
     write_card,
 )
@@ -36,18 +40,34 @@ class Packed:
     """What is on disk.
 
     Attributes:
-        folder: The packed directory.
+        directory: The packed directory, read back.
         twin: The FP16 file.
         int8_embedding: Whether the embedding table is int8.
         sizes: Bytes of the directory's files by name.
         zeros: Share of zero int8 activations in the input of every ternary matrix, by its name.
     """
 
-    folder: Path
+    directory: PackedModel
     twin: Path
     int8_embedding: bool
     sizes: dict[str, int]
     zeros: dict[str, float]
+
+    @property
+    def folder(self) -> Path:
+        """The directory."""
+        return self.directory.folder
+
+    @property
+    def ternary_weights(self) -> int:
+        """Weights in ternary matrices, as they are on disk."""
+        return sum(t.rows * t.columns for t in self.directory.ternary.values())
+
+    @property
+    def zero_share(self) -> float:
+        """Zeros among them; 0 where there are none."""
+        zeros = sum(zero_weights(t) for t in self.directory.ternary.values())
+        return zeros / self.ternary_weights if self.ternary_weights else 0.0
 
     @property
     def weight_bytes(self) -> int:
@@ -62,6 +82,11 @@ class Packed:
     def write_card(self, report: PhaseReport) -> None:
         """The model card with everything that was measured."""
         write_card(self.folder, model_card(self.folder.name, report))
+
+
+def zero_weights(matrix: PackedTernary) -> int:
+    """How many of a matrix's weights are 0."""
+    return int((unpack(matrix) == 0).sum())
 
 
 def pack_model(
@@ -116,4 +141,4 @@ def pack_model(
         artifact_name(SETTINGS, PHASE),
         SavedFile(settings, settings.stat().st_size, file_sha256(settings)),
     )
-    return Packed(folder, twin, int8_embedding, directory_sizes(folder), zeros)
+    return Packed(read_packed(folder), twin, int8_embedding, directory_sizes(folder), zeros)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from agentforge.data.prepare import prepare
 from agentforge.errors import RunSuspended
 from agentforge.events import Alert, AlertAction, EvalDone, Progress, StageEnded, StageStarted
-from agentforge.formats.packed import packed_module, read_packed
+from agentforge.formats.packed import packed_module
 from agentforge.interventions import decide, intervention
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.bitnet.agreement import Agreement, compare_twin
@@ -33,7 +33,7 @@ from agentforge.phases.bitnet.measure import (
 from agentforge.phases.bitnet.outputs import Packed, pack_model
 from agentforge.phases.bitnet.quantise import PHASE
 from agentforge.phases.bitnet.results import Outcome, phase_report
-from agentforge.phases.bitnet.sizes import compression, embedding_in_int8
+from agentforge.phases.bitnet.sizes import compression, embedding_in_int8, fp32_bytes
 from agentforge.phases.bitnet.speed import measure_speed
 from agentforge.phases.cognate.bench import Bench
 from agentforge.phases.cognate.models import between, fresh_model, make_bench
@@ -207,7 +207,8 @@ def _with_more_zeros(
     for count in range(1, wanted.quantise.requantisations + 1):
         if len(found.reverted) == len(found.attempt.names):
             break
-        ratio = compression(found.model, start.bytes, int8_embedding=False)
+        before = fp32_bytes(start.bytes, start.weights)
+        ratio = compression(found.model, before, int8_embedding=False)
         if found.zeros >= wanted.quantise.least_sparsity or ratio >= size.target_compression:
             break
         threshold = RAISED * found.attempt.threshold
@@ -279,7 +280,10 @@ def _packed(
     tokens = bench.resources.micro_batch_tokens.value
     zeros = zero_activations(quantised.model, start.behaviour, bits, tokens)
     int8 = embedding_in_int8(
-        config.bitnet.int8_embedding, quantised.model, start.bytes, size.target_compression
+        config.bitnet.int8_embedding,
+        quantised.model,
+        fp32_bytes(start.bytes, start.weights),
+        size.target_compression,
     )
     return pack_model(bench, quantised, start.behaviour, zeros, int8)
 
@@ -338,7 +342,7 @@ def _report(
     def look() -> None:
         between(bench)
 
-    loaded = packed_module(read_packed(packed.folder))
+    loaded = packed_module(packed.directory)
     pad = bits.reasoning.prepared.tokenizer.pad_id
     after = measure_losses(
         loaded, start.behaviour, bits.calibration, pad, config.cognate.eval_batch, look
@@ -360,7 +364,7 @@ def _report(
         agreement=agreement,
         speed=measure_speed(teacher, packed),
         source=start.source,
-        source_bytes=start.bytes,
+        source_bytes=fp32_bytes(start.bytes, start.weights),
         hours=context.phase_hours(PHASE),
         early=bench.finishing,
     )

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from agentforge_kernels import PackedTernary, zero_tile_share
+from agentforge_kernels import zero_tile_share
 
 from agentforge.config.schema import RunConfig
 from agentforge.evals.stats import Interval
-from agentforge.formats.packed import stored_tensors
 from agentforge.phases.bitnet.agreement import Agreement
 from agentforge.phases.bitnet.attempt import Quantised
 from agentforge.phases.bitnet.calibrate import Sensitivity
 from agentforge.phases.bitnet.gates import bitnet_gates
 from agentforge.phases.bitnet.losses import Rise
 from agentforge.phases.bitnet.measure import Scores
-from agentforge.phases.bitnet.outputs import Packed
+from agentforge.phases.bitnet.outputs import Packed, zero_weights
 from agentforge.phases.bitnet.quantise import PHASE
-from agentforge.phases.bitnet.sizes import role, stored_bytes
+from agentforge.phases.bitnet.sizes import role, stored_bytes, values
 from agentforge.phases.bitnet.speed import AFTER, BEFORE, Speed
 from agentforge.report import Cell, PhaseReport, Table
 from agentforge.sizing import category
@@ -72,17 +71,6 @@ class Outcome:
         """FP32 weight file over packed weight file."""
         return self.source_bytes / self.packed.weight_bytes
 
-    @property
-    def ternary_weights(self) -> int:
-        """Weights in ternary matrices."""
-        return sum(t.rows * t.columns for t in self.ternary.values())
-
-    @property
-    def ternary(self) -> dict[str, PackedTernary]:
-        """Ternary matrices by parameter name."""
-        stored = stored_tensors(self.quantised.model, self.packed.int8_embedding)
-        return {n: t for n, t in stored.items() if isinstance(t, PackedTernary)}
-
 
 def phase_report(outcome: Outcome) -> PhaseReport:
     """Gates, tables and notes."""
@@ -93,8 +81,8 @@ def phase_report(outcome: Outcome) -> PhaseReport:
         outcome.drop,
         None if outcome.speed is None else outcome.speed.ratio,
         0 if outcome.speed is None else outcome.speed.after.n,
-        outcome.quantised.zeros,
-        outcome.ternary_weights,
+        outcome.packed.zero_share,
+        outcome.packed.ternary_weights,
         outcome.agreement,
     )
     tables = (
@@ -153,13 +141,11 @@ def _speed_table(speed: Speed) -> Table:
 
 
 def _size_table(outcome: Outcome) -> Table:
-    stored = stored_tensors(outcome.quantised.model, outcome.packed.int8_embedding)
-    parameters = {n: p.numel() for n, p in outcome.quantised.model.named_parameters()}
     rows: dict[str, tuple[int, int]] = {}
-    for name, tensor in stored.items():
+    for name, tensor in outcome.packed.directory.tensors.items():
         kind = role(name, tensor)
         count, size = rows.get(kind, (0, 0))
-        rows[kind] = (count + parameters[name], size + stored_bytes(tensor))
+        rows[kind] = (count + values(tensor), size + stored_bytes(tensor))
     found = sorted(rows.items(), key=lambda r: -r[1][1])
     packed = outcome.packed
     return Table(
@@ -176,16 +162,13 @@ def _size_table(outcome: Outcome) -> Table:
 
 def _layer_table(outcome: Outcome) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for name, packed in outcome.ternary.items():
-        module = name.removesuffix(".weight")
-        layer = outcome.quantised.model.get_submodule(module)
-        zeros = float((layer.codes()[0] == 0).double().mean())  # type: ignore[operator]
+    for module, packed in outcome.packed.directory.ternary.items():
         rows.append(
             (
                 module,
                 f"{packed.rows} x {packed.columns}",
-                packed.codes.nbytes + packed.scale.nbytes,
-                zeros,
+                stored_bytes(packed),
+                zero_weights(packed) / (packed.rows * packed.columns),
                 zero_tile_share(packed),
                 outcome.packed.zeros.get(module),
                 float(packed.scale[0]),
@@ -220,14 +203,14 @@ def _notes(outcome: Outcome) -> list[str]:
     found = [
         f"Started from {outcome.source}; {attempt.name}, threshold {attempt.threshold:g} of the "
         f"mean magnitude, {quantised.steps} steps.",
-        f"Zeros: {100 * quantised.zeros:.1f} % (Gaussian weights would give "
+        f"Zeros: {100 * outcome.packed.zero_share:.1f} % (Gaussian weights would give "
         f"{100 * _gaussian(attempt.threshold):.1f} % at this threshold without pruning, and "
         f"{100 * _gaussian(documented.zero_threshold):.1f} % at the documented "
         f"{documented.zero_threshold:g}).",
         f"Target of the size category {documented.name}: {documented.target_compression:g}x, "
         f"{100 * documented.expected_sparsity:.0f} % zeros, "
         f"{100 * documented.expected_quantised:.0f} % of the parameters ternary (here "
-        f"{100 * outcome.ternary_weights / outcome.params:.1f} %).",
+        f"{100 * outcome.packed.ternary_weights / outcome.params:.1f} %).",
         f"Without int8 inputs the twin agrees with the packed model at "
         f"{100 * outcome.agreement.without:.2f} % of {outcome.agreement.tokens:,} positions.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from agentforge_kernels import Int8Weight, PackedTernary
@@ -20,6 +21,20 @@ def stored_bytes(tensor: Stored) -> int:
         return tensor.weight.nbytes + tensor.scale.nbytes
     assert isinstance(tensor, Tensor)
     return tensor.nbytes
+
+
+def values(tensor: Stored) -> int:
+    """Parameters a stored tensor stands for."""
+    if isinstance(tensor, PackedTernary | Int8Weight):
+        return tensor.rows * tensor.columns
+    assert isinstance(tensor, Tensor)
+    return tensor.numel()
+
+
+def fp32_bytes(file_bytes: int, weights: Mapping[str, Tensor]) -> int:
+    """Bytes of a weight file were its tensors FP32: what it is, unless they are of another type."""
+    stored = sum(t.nbytes for t in weights.values())
+    return file_bytes - stored + sum(4 * t.numel() for t in weights.values())
 
 
 def compression(model: CognateLM, before_bytes: int, int8_embedding: bool) -> float:

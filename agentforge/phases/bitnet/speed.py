@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from agentforge_kernels.native import extension
 
-from agentforge.formats.packed import read_packed
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.bitnet.outputs import Packed
 from agentforge.runtime.latency import Step, TokenTime, time_tokens, torch_decoder
@@ -41,7 +40,7 @@ def measure_speed(teacher: CognateLM, packed: Packed) -> Speed | None:
     """Both side by side on this machine; None where the native extension was not built."""
     if extension is None:
         return None
-    directory = read_packed(packed.folder)
+    directory = packed.directory
     executor = NativeExecutor(lower_packed(directory))
 
     def native() -> Step:
