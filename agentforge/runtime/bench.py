@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from agentforge_kernels.native import extension
@@ -13,7 +14,8 @@ from agentforge_kernels.native import extension
 from agentforge.formats.packed import PackedModel, packed_module
 from agentforge.model.decode import Decoder
 from agentforge.model.language_model import CognateLM
-from agentforge.runtime.latency import Step
+from agentforge.runtime.generate import TokenSequence
+from agentforge.runtime.latency import Step, time_tokens
 from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
 
@@ -131,32 +133,18 @@ def _decode(
     context: int,
     rounds: int,
 ) -> list[Variant]:
-    """Every token by all variants in turn; the first round warms up and is not counted."""
-    times: dict[str, list[float]] = {}
-    for turn in range(rounds + 1):
-        steps: dict[str, Step] = {"native": _native(executor, context, packed.vocab_size)}
-        for name, module in modules.items():
-            steps[name] = _torch(module, packed, context)
-        for position in range(context, context + TIMED):
-            token = (7 * position + turn) % packed.vocab_size
-            for name, step in steps.items():
-                began = time.perf_counter()
-                step(token, position)
-                if turn:
-                    times.setdefault(name, []).append(1e6 * (time.perf_counter() - began))
-    found = []
-    for name, values in times.items():
-        tenths = statistics.quantiles(values, n=10)
-        median = statistics.median(values)
-        found.append(Variant(name, threads, context, median, tenths[0], tenths[-1]))
-    return found
+    """Every token by all variants in turn."""
+    starts: dict[str, Callable[[], Step]] = {"native": lambda: _native(packed, executor, context)}
+    for name, module in modules.items():
+        starts[name] = partial(_torch, module, packed, context)
+    found = time_tokens(starts, TIMED, packed.vocab_size, rounds, context)
+    return [Variant(n, threads, context, t.median, t.low, t.high) for n, t in found.items()]
 
 
-def _native(executor: NativeExecutor, context: int, vocab_size: int) -> Step:
-    executor.reset(0)
-    for start in range(0, context, executor.capacity):
-        places = list(range(start, min(context, start + executor.capacity)))
-        executor.run([p % vocab_size for p in places], [0] * len(places), places, [])
+def _native(packed: PackedModel, executor: NativeExecutor, context: int) -> Step:
+    sequence = TokenSequence(executor, packed.shapes.context)
+    if context:
+        sequence.read([p % packed.vocab_size for p in range(context)])
 
     def step(token: int, position: int) -> None:
         executor.run([token], [0], [position], [0])
@@ -187,12 +175,7 @@ def _prefill(
     whole = torch.tensor([ids])
 
     def native() -> None:
-        executor.reset(0)
-        for start in range(0, tokens, executor.capacity):
-            part = ids[start : start + executor.capacity]
-            places = list(range(start, start + len(part)))
-            last = [len(part) - 1] if start + len(part) == tokens else []
-            executor.run(part, [0] * len(part), places, last)
+        TokenSequence(executor, packed.shapes.context).read(ids)
 
     def in_torch(module: CognateLM) -> Callable[[], None]:
         @torch.no_grad()

@@ -37,7 +37,11 @@ class TokenTime:
 
 
 def time_tokens(
-    starts: Mapping[str, Callable[[], Step]], tokens: int, vocab_size: int, rounds: int
+    starts: Mapping[str, Callable[[], Step]],
+    tokens: int,
+    vocab_size: int,
+    rounds: int,
+    context: int = 0,
 ) -> dict[str, TokenTime]:
     """Decode the same tokens with several models, each token by all of them in turn.
 
@@ -45,7 +49,8 @@ def time_tokens(
         starts: Begins a new sequence of a model; what it gives reads one token.
         tokens: Tokens of a sequence.
         vocab_size: Ids are below it.
-        rounds: Sequences; the first is a warm-up and not counted.
+        rounds: Sequences, after one more that warms up and is not counted.
+        context: Tokens each sequence has read when it begins.
 
     Returns:
         Times by name.
@@ -53,7 +58,7 @@ def time_tokens(
     found: dict[str, list[float]] = {name: [] for name in starts}
     for turn in range(rounds + 1):
         steps = {name: start() for name, start in starts.items()}
-        for position in range(tokens):
+        for position in range(context, context + tokens):
             token = (7 * position + turn) % vocab_size
             for name, step in steps.items():
                 began = time.perf_counter()

@@ -37,6 +37,7 @@ from agentforge.runtime.plan import (
     Span,
     Step,
 )
+from agentforge.runtime.states import SequenceStates
 
 RECORD, DOUBLES = 32, 28
 """64-bit numbers of a record, and where its doubles begin (native/plan.hpp)."""
@@ -56,6 +57,7 @@ class NativeExecutor:
 
     Attributes:
         steps: Recursion steps each token of the last call took, (tokens,) int32.
+        states: Of the sequences.
         forms: In which form every matrix is computed for one token, by name.
 
     Raises:
@@ -82,14 +84,9 @@ class NativeExecutor:
             self._buffers.setdefault(name, torch.zeros(tokens, width))
         for name in ("h", "u"):
             self._buffers.setdefault(name, torch.zeros(tokens, plan.width))
-        self.keys = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
-        self.values = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
-        square = [(sequences, m.width, m.width) for m in plan.memories]
-        self.maps = [torch.zeros(shape) for shape in square]
-        self.momenta = [torch.zeros(shape) for shape in square]
-        self.chunk_maps = [torch.zeros(shape) for shape in square]
-        self.recent = [torch.zeros(sequences, 2, 3 * m.width) for m in plan.memories]
+        self.states = SequenceStates.of(plan, sequences)
         self._places = torch.zeros(3, tokens, dtype=torch.int32)
+        self._count = 0
         self._numbers = self._places.numpy()
         self._addresses = [self._places[i].data_ptr() for i in range(3)]
         self._steps = torch.zeros(tokens, dtype=torch.int32)
@@ -102,13 +99,9 @@ class NativeExecutor:
         """Recursion steps each token of the last call took, (tokens,) int32."""
         return self._steps[: self._count]
 
-    _count = 0
-
     def reset(self, sequence: int) -> None:
         """Forget a sequence: its next token is at position 0."""
-        for states in (self.maps, self.momenta, self.chunk_maps, self.recent):
-            for state in states:
-                state[sequence] = 0
+        self.states.reset(sequence)
 
     def run(
         self, ids: Sequence[int], sequence: Sequence[int], position: Sequence[int],
@@ -154,7 +147,7 @@ class NativeExecutor:
     @property
     def sequences(self) -> int:
         """How many sequences it holds at once."""
-        return self.keys[0].shape[0]
+        return self.states.keys[0].shape[0]
 
     def weight_bytes(self) -> int:
         """Bytes of weights as they lie in memory for the kernels."""
@@ -185,8 +178,8 @@ class NativeExecutor:
         records = torch.tensor(flat, dtype=torch.int64)
         counts = torch.tensor([len(s) for s in sections], dtype=torch.int64)
         cos, sin = self._keep(plan.rope_cos), self._keep(plan.rope_sin)
-        keys = torch.tensor([t.data_ptr() for t in self.keys], dtype=torch.int64)
-        values = torch.tensor([t.data_ptr() for t in self.values], dtype=torch.int64)
+        keys = torch.tensor([t.data_ptr() for t in self.states.keys], dtype=torch.int64)
+        values = torch.tensor([t.data_ptr() for t in self.states.values], dtype=torch.int64)
         self._tables = keys, values
         scratch = torch.zeros(self._scratch_floats())
         self._scratch = scratch
@@ -244,7 +237,8 @@ class NativeExecutor:
                           *self._span(step.out), step.heads, step.kv_heads, width, 0, step.window,
                           step.cache]  # fmt: skip
             case Remember():
-                states = (self.maps, self.momenta, self.chunk_maps, self.recent)
+                ours = self.states
+                states = (ours.maps, ours.momenta, ours.chunk_maps, ours.recent)
                 fields = [REMEMBER, *self._span(step.raw), *self._span(step.rates),
                           *self._span(step.out), self._keep(step.filter), step.width, step.chunk,
                           *(s[step.state].data_ptr() for s in states)]  # fmt: skip

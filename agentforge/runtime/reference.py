@@ -24,6 +24,7 @@ from agentforge.runtime.plan import (
     Span,
     Step,
 )
+from agentforge.runtime.states import SequenceStates
 
 
 class ReferenceExecutor:
@@ -35,22 +36,13 @@ class ReferenceExecutor:
 
     Attributes:
         steps: Recursion steps each token of the last call took, (tokens,) int64.
-        trace: When it is a dictionary, the output of every linear step is kept there by name (the
-            last time it ran): what executors are compared by, layer by layer.
+        states: Of the sequences.
     """
 
     def __init__(self, plan: DecodePlan, sequences: int = 1) -> None:
         self.plan = plan
-        self.sequences = sequences
-        self.keys = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
-        self.values = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
-        square = [(sequences, m.width, m.width) for m in plan.memories]
-        self.maps = [torch.zeros(shape) for shape in square]
-        self.momenta = [torch.zeros(shape) for shape in square]
-        self.chunk_maps = [torch.zeros(shape) for shape in square]
-        self.recent = [torch.zeros(sequences, 2, 3 * m.width) for m in plan.memories]
+        self.states = SequenceStates.of(plan, sequences)
         self.steps = torch.zeros(0, dtype=torch.int64)
-        self.trace: dict[str, Tensor] | None = None
         self._trits = {
             id(s.weight): unpack(s.weight)
             for s in plan.linears()
@@ -61,9 +53,7 @@ class ReferenceExecutor:
 
     def reset(self, sequence: int) -> None:
         """Forget a sequence: its next token is at position 0."""
-        for states in (self.maps, self.momenta, self.chunk_maps, self.recent):
-            for state in states:
-                state[sequence] = 0
+        self.states.reset(sequence)
 
     @torch.no_grad()
     def run(
@@ -166,11 +156,9 @@ class ReferenceExecutor:
         if step.activation == "sigmoid":
             y = torch.sigmoid(y)
         self._write(step.out, y)
-        if self.trace is not None:
-            self.trace[step.name] = y.clone()
 
     def _attend(self, step: Attend, cache: int) -> None:
-        keys, values = self.keys[cache], self.values[cache]
+        keys, values = self.states.keys[cache], self.states.values[cache]
         width = step.q.width // step.heads
         shared = step.heads // step.kv_heads
         q = self._read(step.q).view(-1, step.heads, width)
@@ -195,7 +183,8 @@ class ReferenceExecutor:
     def _remember(self, step: Remember) -> None:
         raw, rates = self._read(step.raw), self._read(step.rates)
         width, number = step.width, step.state
-        recent = self.recent[number]
+        states = self.states
+        recent = states.recent[number]
         out = torch.empty(raw.shape[0], width)
         for token, (sequence, position) in enumerate(self._places()):
             mixed = (
@@ -208,10 +197,10 @@ class ReferenceExecutor:
             key, query = F.normalize(key, dim=0), F.normalize(query, dim=0)
             theta = step.budget * torch.sigmoid(rates[token, 0])
             eta, keep = torch.sigmoid(rates[token, 1]), torch.sigmoid(-rates[token, 2])
-            weight, momentum = self.maps[number][sequence], self.momenta[number][sequence]
+            weight, momentum = states.maps[number][sequence], states.momenta[number][sequence]
             if position % step.chunk == 0:
-                self.chunk_maps[number][sequence] = weight
-            error = limited_error(value - self.chunk_maps[number][sequence] @ key)
+                states.chunk_maps[number][sequence] = weight
+            error = limited_error(value - states.chunk_maps[number][sequence] @ key)
             momentum.mul_(eta).add_(torch.outer(theta * error, key))
             weight.mul_(keep).add_(momentum)
             out[token] = weight @ query

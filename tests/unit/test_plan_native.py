@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from agentforge_kernels.native import extension
 from agentforge.formats.packed import PackedModel, read_packed
 from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
+from agentforge.runtime.plan import DecodePlan, Span
 from agentforge.runtime.reference import ReferenceExecutor
 from tests.unit.test_packed_directory import save, ternary_model
 
@@ -54,11 +56,7 @@ def test_every_layer_has_the_bits_of_the_reference_given_its_input(packed: Packe
     for step in plan.linears():
         if not isinstance(step.weight, PackedTernary):
             continue
-        from agentforge.runtime.plan import DecodePlan, Span
-
         width, rows = step.weight.columns, step.weight.rows
-        from dataclasses import replace
-
         alone = replace(
             step, src=Span("x", 0, width), out=Span("y", 0, rows), residual=Span("z", 0, rows)
         )
@@ -94,7 +92,9 @@ def test_prefill_is_decoding_and_cut_prefill_too(packed: PackedModel) -> None:
     # The same integers and the same order of every sum: equal to the last bit.
     assert torch.equal(whole, last)
     assert torch.equal(pieces, last)
-    for a, b in zip(one.keys + one.maps, many.keys + many.maps, strict=True):
+    for a, b in zip(
+        one.states.keys + one.states.maps, many.states.keys + many.states.maps, strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -136,6 +136,6 @@ def test_not_a_number_is_said(packed: PackedModel) -> None:
     plan = lower_packed(packed)
     executor = NativeExecutor(plan)
     executor.run([1], [0], [0], [])
-    executor.keys[0][:] = float("nan")
+    executor.states.keys[0][:] = float("nan")
     with pytest.raises(FloatingPointError, match="position 1"):
         executor.run([1], [0], [1], [0])
