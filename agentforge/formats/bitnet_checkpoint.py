@@ -7,7 +7,6 @@ and read tensor by tensor, so that a model of 2 billion parameters never lies in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from agentforge.errors import CheckpointError
+from agentforge.formats.json_object import read_json_object
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 REMEDY = "name a directory that transformers saved a BitNetForCausalLM in"
@@ -37,7 +37,6 @@ class BitNetShapes:
         rope_theta: Base of the rotary frequencies.
         squared_relu: The gate's activation is squared ReLU (else SiLU).
         tied: The head is the embedding.
-        eos_ids: Tokens that end a text.
     """
 
     width: int
@@ -52,7 +51,6 @@ class BitNetShapes:
     rope_theta: float
     squared_relu: bool
     tied: bool
-    eos_ids: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -132,7 +130,7 @@ def open_bitnet(folder: Path) -> BitNetCheckpoint:
     Raises:
         CheckpointError: It is no BitNet directory, or something in it is not supported.
     """
-    config = _json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG, REMEDY)
     if config.get("model_type") != "bitnet":
         raise CheckpointError(
             f"{folder / CONFIG}: model_type {config.get('model_type')!r}; allowed: 'bitnet'",
@@ -144,14 +142,6 @@ def open_bitnet(folder: Path) -> BitNetCheckpoint:
         )
     shapes = _shapes(folder, config)
     return BitNetCheckpoint(folder, shapes, _convention(folder, config), _files(folder))
-
-
-def is_bitnet(folder: Path) -> bool:
-    """Whether a directory says that it holds such a model."""
-    try:
-        return bool(_json(folder / CONFIG).get("model_type") == "bitnet")
-    except CheckpointError:
-        return False
 
 
 def _shapes(folder: Path, config: dict[str, Any]) -> BitNetShapes:
@@ -169,7 +159,6 @@ def _shapes(folder: Path, config: dict[str, Any]) -> BitNetShapes:
             f"{folder / CONFIG}: hidden_act {activation!r}; allowed: 'relu2', 'silu'",
             remedy=REMEDY,
         )
-    eos = config.get("eos_token_id")
     try:
         width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         shapes = BitNetShapes(
@@ -185,7 +174,6 @@ def _shapes(folder: Path, config: dict[str, Any]) -> BitNetShapes:
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
             squared_relu=activation == "relu2",
             tied=bool(config.get("tie_word_embeddings", False)),
-            eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}", remedy=REMEDY) from None
@@ -220,7 +208,7 @@ def _convention(folder: Path, config: dict[str, Any]) -> ScaleConvention | None:
 def _files(folder: Path) -> dict[str, Path]:
     """The file every tensor lies in."""
     if (folder / INDEX).is_file():
-        listed = _json(folder / INDEX).get("weight_map")
+        listed = read_json_object(folder / INDEX, REMEDY).get("weight_map")
         if not isinstance(listed, dict):
             raise CheckpointError(f"{folder / INDEX} has no weight_map", remedy=REMEDY)
         return {str(name): folder / Path(str(file)).name for name, file in listed.items()}
@@ -230,15 +218,3 @@ def _files(folder: Path) -> dict[str, Path]:
             return dict.fromkeys(file.keys(), path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", remedy=REMEDY) from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", remedy=REMEDY) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}", remedy=REMEDY) from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is no JSON object", remedy=REMEDY)
-    return found

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from agentforge_kernels import (
@@ -35,6 +34,7 @@ from torch import Tensor
 from agentforge.config.schema import ModelConfig
 from agentforge.data.tokenizers import TextTokenizer, load_saved
 from agentforge.errors import CheckpointError, DataError
+from agentforge.formats.json_object import read_json_object
 from agentforge.model.behaviour import Behaviour
 from agentforge.model.bit_linear import bit_linears
 from agentforge.model.language_model import CognateLM
@@ -47,8 +47,6 @@ FORMAT, VERSION = "agentforge-packed", 1
 WEIGHTS, CONFIG, FILES, CARD = "model.safetensors", "config.json", "files.json", "README.md"
 TABLE = "embedding.table"
 REMEDY = "copy the directory again, or make it again with the bitnet phase"
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +198,7 @@ def read_packed(folder: Path) -> PackedModel:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a directory", remedy="name a model directory")
     _check_list(folder)
-    config = _json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG, REMEDY)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / CONFIG}: format {config.get('format')!r}; allowed: {FORMAT!r}",
@@ -311,7 +309,7 @@ def _write_list(folder: Path) -> None:
 
 
 def _check_list(folder: Path) -> None:
-    listed = _json(folder / FILES)
+    listed = read_json_object(folder / FILES, REMEDY)
     for required in (WEIGHTS, CONFIG):
         if required not in listed:
             raise CheckpointError(f"{folder / FILES} does not list {required}", remedy=REMEDY)
@@ -326,15 +324,3 @@ def _check_list(folder: Path) -> None:
             )
         if file_sha256(path) != entry.get("sha256"):
             raise CheckpointError(f"{path} was altered: its SHA-256 differs", remedy=REMEDY)
-
-
-def _json(path: Path) -> Json:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", remedy=REMEDY) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}", remedy=REMEDY) from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is no JSON object", remedy=REMEDY)
-    return found

@@ -73,3 +73,14 @@ def lost_steps(layout: RunLayout) -> int:
 def console(layout: RunLayout) -> str:
     """What the engines printed."""
     return layout.console_log.read_text() if layout.console_log.exists() else ""
+
+
+def wait_for(layout: RunLayout, kind: str, count: int, model: str = "") -> None:
+    """Until a live engine has told of so many events of a kind (of one model)."""
+    deadline = time.monotonic() + 90
+    while True:
+        found = [e for e in events(layout, kind) if not model or getattr(e, "model", "") == model]
+        if len(found) >= count:
+            return
+        assert time.monotonic() < deadline, console(layout)
+        time.sleep(0.02)

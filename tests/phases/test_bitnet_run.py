@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from agentforge.run.tensor_file import load_model
 from agentforge.sinks.wandb import WandbSink
 from agentforge.sinks.wandb_metrics import REQUIRED_PHASE4
 from tests.phases.bitnet_models import write_form_learner
-from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run
+from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run, wait_for
 from tests.unit.fake_wandb import FakeWandb
 
 TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "2"))
@@ -175,19 +174,12 @@ def test_killed_runs_end_with_the_same_models(
     assert hashes(layout) == hashes(undisturbed)
 
 
-def wait_for(layout: RunLayout, count: int) -> None:
-    deadline = time.monotonic() + 90
-    while len(steps(layout, "ternary")) < count:
-        assert time.monotonic() < deadline, console(layout)
-        time.sleep(0.02)
-
-
 def test_sigterm_suspends_and_resume_goes_on(
     undisturbed: RunLayout, learner: Path, tmp_path: Path
 ) -> None:
     layout = run_of(tmp_path, learner)
     worker = start_worker(layout)
-    wait_for(layout, 3)
+    wait_for(layout, "step_done", 3, "ternary")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == ExitCode.SUSPENDED
     assert finish(layout) == ExitCode.OK, console(layout)
@@ -197,7 +189,7 @@ def test_sigterm_suspends_and_resume_goes_on(
 def test_finish_keeps_what_is_ternary_so_far(learner: Path, tmp_path: Path) -> None:
     layout = run_of(tmp_path, learner, "bitnet.finetune.steps=3000")
     worker = start_worker(layout)
-    wait_for(layout, 2)
+    wait_for(layout, "step_done", 2, "ternary")
     append_command(layout, "finish", by="test")
     assert worker.wait(timeout=90) == ExitCode.OK, console(layout)
     settings = json.loads((layout.artifacts / "bitnet" / "compression_config.json").read_text())

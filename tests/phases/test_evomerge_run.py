@@ -27,7 +27,7 @@ from agentforge.run.tensor_file import load_model
 from agentforge.sinks.wandb import WandbSink
 from agentforge.sinks.wandb_metrics import REQUIRED_PHASE2
 from tests.phases.evomerge_family import write_family
-from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run
+from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run, wait_for
 from tests.unit.fake_wandb import FakeWandb
 
 TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "2"))
@@ -186,13 +186,6 @@ def test_killed_searches_end_with_the_same_champion(
     assert killed[0], "the run was done before the first kill"
     assert code == ExitCode.OK, console(layout)
     assert hashes(layout) == hashes(undisturbed)
-
-
-def wait_for(layout: RunLayout, kind: str, count: int) -> None:
-    deadline = time.monotonic() + 90
-    while len(events(layout, kind)) < count:
-        assert time.monotonic() < deadline, console(layout)
-        time.sleep(0.02)
 
 
 def test_sigterm_suspends_and_resume_goes_on(

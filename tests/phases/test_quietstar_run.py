@@ -33,7 +33,7 @@ from agentforge.run.tensor_file import load_model
 from agentforge.sinks.wandb import WandbSink
 from agentforge.sinks.wandb_metrics import REQUIRED_PHASE3
 from tests.phases.evomerge_family import random_weights, write
-from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run
+from tests.phases.smoke_runs import console, events, finish, hashes, kill_after, new_run, wait_for
 from tests.unit.fake_wandb import FakeWandb
 
 TRIALS = int(os.environ.get("AGENTFORGE_KILL_TRIALS", "2"))
@@ -164,16 +164,6 @@ def test_killed_runs_end_with_the_same_models(
     assert killed[0], "the run was done before the first kill"
     assert code == ExitCode.OK, console(layout)
     assert hashes(layout) == hashes(undisturbed)
-
-
-def wait_for(layout: RunLayout, kind: str, count: int, model: str = "") -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        found = [e for e in events(layout, kind) if not model or getattr(e, "model", "") == model]
-        if len(found) >= count:
-            return
-        assert time.monotonic() < deadline, console(layout)
-        time.sleep(0.02)
 
 
 def test_sigterm_suspends_and_resume_goes_on(

@@ -131,8 +131,7 @@ def train_control(
     config = bench.context.config
     model = copy.deepcopy(teacher)
     training = start_finetuning(config, model, teacher, data, [], steps)
-    nothing = Losses.empty()
-    quantise(bench, training, name, behaviour, data, nothing, 0.0)
+    quantise(bench, training, name, behaviour, data, None, 0.0)
     attempt = Attempt(name, 0.0, (), 0.0, steps)
     _save(bench, attempt, model, behaviour, [], training.step)
     found = load_named(bench.context, artifact_name(name, PHASE))

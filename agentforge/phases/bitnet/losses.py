@@ -26,11 +26,6 @@ class Losses:
     sums: NDArray[np.float64]
     targets: NDArray[np.int64]
 
-    @classmethod
-    def empty(cls) -> Losses:
-        """Of no item, where nothing is compared."""
-        return cls(np.zeros(0), np.zeros(0, dtype=np.int64))
-
     @property
     def mean(self) -> float:
         """Nats per target token."""

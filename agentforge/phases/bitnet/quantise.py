@@ -43,7 +43,7 @@ def quantise(
     name: str,
     behaviour: Behaviour,
     data: BitData,
-    before: Losses,
+    before: Losses | None,
     pruned: float,
 ) -> None:
     """Train all stages and the rest of the steps, from wherever a checkpoint was left.
@@ -54,7 +54,7 @@ def quantise(
         name: Of the model that is made, and of its checkpoints.
         behaviour: How the model is deployed.
         data: What it trains on.
-        before: Held-out losses in full precision.
+        before: Held-out losses in full precision; None: there are no stages to judge.
         pruned: Share of the tiles that are pruned in the end.
 
     Raises:
@@ -88,6 +88,7 @@ def quantise(
             )
         _tell_step(bench, training, name, result, began, first)
         if training.staged and training.stage_step >= training.stage_steps:
+            assert before is not None
             _judge(bench, training, name, behaviour, data, before)
         obey(bench, training.step, name, lambda: _save(bench, training, name))
     # Finished early: what was not quantised yet stays as it is.
