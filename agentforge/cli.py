@@ -7,7 +7,6 @@ small verbs start without torch.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,20 +14,16 @@ from pathlib import Path
 import click
 
 import agentforge
+from agentforge.cli_common import json_option, run_dir_option, runs_root, say
+from agentforge.cli_models import bench, chat, export
 from agentforge.config.schema import PHASES
 from agentforge.errors import AgentForgeError, ConfigError, ExitCode
 
-RUNS_ROOT = "runs"
 NO_CONSOLE = (
     "the console comes with a later release; this one runs with --batch, such as:\n"
     "  agentforge-tui --batch --preset demo"
 )
 
-run_dir_option = click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of runs; each run is a folder in it.  [default: ./runs]",
-)
 preset_option = click.option(
     "--preset", metavar="NAME", help="A shipped preset; `presets` lists them.  [default: demo]"
 )
@@ -46,7 +41,6 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Change one value, such as cognate.base.steps=50; may be repeated.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 
 
 @click.group(
@@ -306,159 +300,6 @@ def clean(ctx: click.Context, run_dir: Path | None, dry_run: bool) -> ExitCode:
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1, max=1024),
-    multiple=True,
-    default=(1, 2),
-    help="Threads; may be repeated.  [default: 1 and 2]",
-)
-@click.option(
-    "--context",
-    "contexts",
-    type=click.IntRange(min=0),
-    multiple=True,
-    default=(0, 64, 256),
-    help="Tokens read before; may be repeated.  [default: 0, 64, 256]",
-)
-@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Repetitions.")
-@click.option(
-    "--csv",
-    "csv_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the decode times here too.",
-)
-@json_option
-def bench(
-    model: Path,
-    threads: tuple[int, ...],
-    contexts: tuple[int, ...],
-    rounds: int,
-    csv_file: Path | None,
-    as_json: bool,
-) -> ExitCode:
-    """Time a packed MODEL directory against torch, side by side on this machine."""
-    from agentforge import bench_verb
-
-    text = bench_verb.bench(
-        model,
-        threads=threads,
-        contexts=contexts,
-        rounds=rounds,
-        as_json=as_json,
-        csv_file=csv_file,
-    )
-    return say(text, ExitCode.OK)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--to", "kind", type=click.Choice(["hf", "gguf"]), required=True, help="Format.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="PATH",
-    help="The file (gguf) or folder (hf) to write.",
-)
-def export(model: Path, kind: str, out: Path) -> ExitCode:
-    """Write a packed MODEL directory in another format.
-
-    gguf: one file, ternary tensors as TQ2_0, the rest in FP16. hf: a folder transformers loads with
-    trust_remote_code where this package is installed, weights as floats.
-    """
-    from agentforge.formats.packed import read_packed
-
-    packed = read_packed(model)
-    if kind == "hf":
-        from agentforge.formats.huggingface import save_huggingface
-
-        save_huggingface(packed, out)
-        return say(f"{out}: load with AutoModelForCausalLM", ExitCode.OK)
-    from agentforge.formats.gguf import save_gguf
-
-    save_gguf(packed, out)
-    return say(f"{out}: {out.stat().st_size:,} bytes", ExitCode.OK)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--prompt", metavar="TEXT", help="Ask one thing and leave.")
-@click.option("--system", metavar="TEXT", default="", help="Text before the first turn.")
-@click.option("--no-thoughts", is_flag=True, help="Answer without thinking.")
-@click.option("--show-thoughts", is_flag=True, help="Print thoughts before the answers.")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), help="0: the most likely token.  [model's own]"
-)
-@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Only the K likeliest tokens.")
-@click.option(
-    "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    default=1.0,
-    help="Only the likeliest tokens that reach P together.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    help="Above 1: less of what was said before.",
-)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Tokens of a reply at most.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Equal seeds give equal replies."
-)
-@click.option(
-    "--transcript",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Append the turns here as JSON lines.  [default: in the user's state folder]",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a turn.")
-def chat(
-    model: Path,
-    prompt: str | None,
-    system: str,
-    no_thoughts: bool,
-    show_thoughts: bool,
-    temperature: float | None,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    max_new_tokens: int | None,
-    seed: int,
-    transcript: Path | None,
-    as_json: bool,
-) -> ExitCode:
-    """Chat with a packed MODEL directory.
-
-    On a terminal, or one turn a line from a pipe. Thinking and showing thoughts are two things:
-    hidden thoughts still help.
-    """
-    from agentforge import chat_verb
-    from agentforge.runtime.chat import ChatOptions
-
-    return chat_verb.chat(
-        model,
-        ChatOptions(
-            thoughts=not no_thoughts,
-            temperature=temperature,
-            seed=seed,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-        ),
-        prompt=prompt,
-        system=system,
-        show_thoughts=show_thoughts,
-        as_json=as_json,
-        transcript=transcript,
-    )
-
-
-@cli.command()
 @click.argument("run")
 @click.argument(
     "verb",
@@ -495,21 +336,8 @@ def control(
     return say(*verbs.control(runs_root(ctx, run_dir), run, verb, arguments, wait_s=wait_s))
 
 
-def runs_root(ctx: click.Context, own: Path | None) -> Path:
-    """The folder of runs: the verb's own --run-dir, else the group's, else ./runs."""
-    chosen = own or ctx.find_root().obj or Path(RUNS_ROOT)
-    return Path(chosen).expanduser().absolute()
-
-
-def say(text: str, code: ExitCode) -> ExitCode:
-    """Write a result to standard output; a reader that has gone (``| head``) is no mistake."""
-    try:
-        sys.stdout.write(text if text.endswith("\n") or not text else f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more when it ends; that must have somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
+for verb in (bench, export, chat):
+    cli.add_command(verb)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,6 @@ from agentforge.config.section import TUNABLE, Section, Share
 
 PhaseName = Literal["cognate", "evomerge", "quietstar", "bitnet"]
 PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar", "bitnet")
-DEFAULT_PHASES: tuple[PhaseName, ...] = ("cognate", "evomerge", "quietstar")
 """Phase 4 joins them once the compiled runtime can measure its speed-up."""
 
 Specialty = Literal["reasoning", "memory", "speed"]
@@ -502,7 +501,7 @@ class RunConfig(Section):
     preset: str = Field("custom", description="Name of the preset it came from.")
     description: str = Field("", description="One sentence for lists.")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of everything random.")
-    phases: tuple[PhaseName, ...] = Field(DEFAULT_PHASES, description="Phases, in order.")
+    phases: tuple[PhaseName, ...] = Field(PHASES, description="Phases, in order.")
     until: PhaseName | None = Field(None, description="Last phase to run; default: all of phases.")
     on_alert: Literal["auto", "stop", "ignore"] = Field(
         "auto", description="Interventions: take the recommended action, suspend, or go on."

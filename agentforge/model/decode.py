@@ -191,7 +191,8 @@ def _remember(memory: NeuralMemory, x: Tensor, budget: float, cache: MemoryCache
     inputs = memory.inputs(x, memory.mix(raw)[:, 2:], budget)
     read = recurrent_memory(inputs, cache.state, memory.chunk)
     cache.recent = raw[:, 1:]
-    return memory.read_out(read)
+    # The state is float32 whatever the model is.
+    return memory.read_out(read.to(x.dtype))
 
 
 @torch.no_grad()

@@ -79,6 +79,11 @@ class RunLayout:
         return self.root / "checkpoints"
 
     @property
+    def packed_model(self) -> Path:
+        """The model directory that Phase 4 writes."""
+        return self.artifacts / "bitnet" / "model"
+
+    @property
     def artifacts(self) -> Path:
         """Folder of the models and tables a phase leaves."""
         return self.root / "artifacts"
@@ -199,6 +204,29 @@ def find_run(runs_root: Path, which: str) -> RunLayout:
         return alike[0]
     what = f"{which!r} names {len(alike)} runs" if alike else f"no run {which!r} in {runs_root}"
     raise RunError(what, remedy=_existing(runs_root, alike or runs))
+
+
+def model_folder(model: str, runs_root: Path) -> Path:
+    """The directory of a model that a user named.
+
+    Args:
+        model: The directory itself, or a run as `find_run` takes it: then what its Phase 4 packed.
+        runs_root: Folder of runs.
+
+    Raises:
+        RunError: It names no directory and no run, or the run has no packed model.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() and not is_run_dir(path):
+        return path
+    layout = find_run(runs_root, model)
+    packed = layout.packed_model
+    if not packed.is_dir():
+        raise RunError(
+            f"run {layout.run_id} has no packed model: {packed} is missing",
+            remedy="let its bitnet phase finish, or name a model directory",
+        )
+    return packed
 
 
 def run_dirs(runs_root: Path) -> Iterator[RunLayout]:

@@ -60,7 +60,7 @@ class _Lowering:
             self._linear("embedding.up", factors, x),
         ]
         for i in range(shapes.n_prelude):
-            self.caches.append(CacheShape(shapes.window, d))
+            self.caches.append(CacheShape(shapes.window, d, shapes.n_heads))
             prelude += self._block(f"prelude.{i}", len(self.caches) - 1)
         recursion = self._recursion()
         answer = self._span("answer", d)
@@ -92,7 +92,7 @@ class _Lowering:
         steps = self.behaviour.recursion_steps or shapes.recursion_steps
         first = len(self.caches)
         for _ in range(steps * shapes.latent_steps * shapes.n_core):
-            self.caches.append(CacheShape(shapes.window, d))
+            self.caches.append(CacheShape(shapes.window, d, shapes.n_heads))
         latent, answer = self._span("latent", d), self._span("answer", d)
         normed, logit = self._span("normed", d), self._span("logit", 1)
         for name in ("h", "u"):

@@ -114,7 +114,7 @@ def lower_bitnet(
             Norm(answer, norm_weight, shapes.eps, normed),
             Linear("head", normed, out, Span("logits", 0, shapes.vocab_size)),
         ),
-        caches=tuple(CacheShape(context, keys) for _ in range(shapes.layers)),
+        caches=tuple(CacheShape(context, keys, shapes.kv_heads) for _ in range(shapes.layers)),
         memories=(),
         rope_cos=cos,
         rope_sin=sin,

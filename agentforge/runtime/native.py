@@ -37,11 +37,13 @@ from agentforge.runtime.plan import (
     Span,
     Step,
 )
-from agentforge.runtime.states import SequenceStates
+from agentforge.runtime.states import BlockedCaches, CacheType, MemoryStates
 
 RECORD, DOUBLES = 32, 28
 """64-bit numbers of a record, and where its doubles begin (native/plan.hpp)."""
 EMBED, EMBED_INT8, NORM, TERNARY, INT8, FLOAT, ATTEND, REMEMBER, BLEND, ACTIVATE = range(10)
+CACHE_TYPES: tuple[CacheType, ...] = ("float32", "bfloat16", "int8")
+"""In the order of native/float_attention.hpp."""
 FLOAT_ROWS = 64
 """Rows of a block of a float matrix, whose columns lie one behind the other."""
 
@@ -54,10 +56,12 @@ class NativeExecutor:
         sequences: How many sequences it holds at once.
         tokens: Most tokens of one call; longer prefills are cut into several.
         sparse: Use the sparse forms of matrices where they are measured to pay.
+        cache: How keys and values are kept.
 
     Attributes:
         steps: Recursion steps each token of the last call took, (tokens,) int32.
-        states: Of the sequences.
+        memories: Titans memories of the sequences.
+        caches: Their keys and values.
         forms: In which form every matrix is computed for one token, by name.
 
     Raises:
@@ -65,7 +69,13 @@ class NativeExecutor:
     """
 
     def __init__(
-        self, plan: DecodePlan, sequences: int = 1, tokens: int = 64, *, sparse: bool = True
+        self,
+        plan: DecodePlan,
+        sequences: int = 1,
+        tokens: int = 64,
+        *,
+        sparse: bool = True,
+        cache: CacheType = "float32",
     ) -> None:
         if extension is None:
             raise PreflightError(
@@ -84,7 +94,10 @@ class NativeExecutor:
             self._buffers.setdefault(name, torch.zeros(tokens, width))
         for name in ("h", "u"):
             self._buffers.setdefault(name, torch.zeros(tokens, plan.width))
-        self.states = SequenceStates.of(plan, sequences)
+        self.sequences = sequences
+        self.memories = MemoryStates.of(plan, sequences)
+        self.caches = BlockedCaches.of(plan, sequences, cache)
+        self._cache_type = CACHE_TYPES.index(cache)
         self._places = torch.zeros(3, tokens, dtype=torch.int32)
         self._count = 0
         self._numbers = self._places.numpy()
@@ -101,7 +114,7 @@ class NativeExecutor:
 
     def reset(self, sequence: int) -> None:
         """Forget a sequence: its next token is at position 0."""
-        self.states.reset(sequence)
+        self.memories.reset(sequence)
 
     def run(
         self, ids: Sequence[int], sequence: Sequence[int], position: Sequence[int],
@@ -144,11 +157,6 @@ class NativeExecutor:
             raise FloatingPointError("the answer met NaN or infinity")
         return self._buffers["logits"][: len(wanted)]
 
-    @property
-    def sequences(self) -> int:
-        """How many sequences it holds at once."""
-        return self.states.keys[0].shape[0]
-
     def weight_bytes(self) -> int:
         """Bytes of weights as they lie in memory for the kernels."""
         return sum(t.nbytes for t in self._kept)
@@ -178,9 +186,11 @@ class NativeExecutor:
         records = torch.tensor(flat, dtype=torch.int64)
         counts = torch.tensor([len(s) for s in sections], dtype=torch.int64)
         cos, sin = self._keep(plan.rope_cos), self._keep(plan.rope_sin)
-        keys = torch.tensor([t.data_ptr() for t in self.states.keys], dtype=torch.int64)
-        values = torch.tensor([t.data_ptr() for t in self.states.values], dtype=torch.int64)
-        self._tables = keys, values
+        ours = self.caches
+        self._tables = [
+            torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64)
+            for tensors in (ours.keys, ours.values, ours.key_scales, ours.value_scales)
+        ]
         scratch = torch.zeros(self._scratch_floats())
         self._scratch = scratch
         names = ("x", "h", "u", "latent", "answer", "logit")
@@ -193,13 +203,13 @@ class NativeExecutor:
             scratch.data_ptr(),
             cos,
             sin,
-            keys.data_ptr(),
-            values.data_ptr(),
+            *(t.data_ptr() for t in self._tables),
             recursion.steps if recursion else 0,
             recursion.latent_steps if recursion else 0,
             recursion.first_cache if recursion else 0,
             *inject,
             _bits(recursion.threshold if recursion else 2.0),
+            self._cache_type,
         ]
         numbers = torch.tensor(shape, dtype=torch.int64)
         handle: int = self._native.plan_create(
@@ -208,19 +218,8 @@ class NativeExecutor:
         return handle
 
     def _scratch_floats(self) -> int:
-        """Turned queries and keys with attention scores, or the vectors of a memory."""
-        most = 64
-        recursion = self.plan.recursion
-        steps = [
-            *self.plan.prelude,
-            *(s for b in (recursion.blocks if recursion else ()) for s in b),
-        ]
-        for step in steps:
-            if isinstance(step, Attend):
-                most = max(most, step.q.width + step.k.width + step.window + 64)
-            elif isinstance(step, Remember):
-                most = max(most, 4 * step.width)
-        return most
+        """The vectors of a memory."""
+        return max([64, *(4 * m.width for m in self.plan.memories)])
 
     def _record(self, step: Step) -> list[int]:
         match step:
@@ -237,7 +236,7 @@ class NativeExecutor:
                           *self._span(step.out), step.heads, step.kv_heads, width, 0, step.window,
                           step.cache]  # fmt: skip
             case Remember():
-                ours = self.states
+                ours = self.memories
                 states = (ours.maps, ours.momenta, ours.chunk_maps, ours.recent)
                 fields = [REMEMBER, *self._span(step.raw), *self._span(step.rates),
                           *self._span(step.out), self._keep(step.filter), step.width, step.chunk,

@@ -165,10 +165,11 @@ class Recursion:
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """Keys and values of one layer: `window` positions of `width` each."""
+    """Keys and values of one layer: `window` positions of `heads` heads, `width` wide together."""
 
     window: int
     width: int
+    heads: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from agentforge.runtime.plan import (
     Span,
     Step,
 )
-from agentforge.runtime.states import SequenceStates
+from agentforge.runtime.states import CacheType, MemoryStates, as_cached
 
 
 class ReferenceExecutor:
@@ -33,15 +33,22 @@ class ReferenceExecutor:
     Args:
         plan: The model.
         sequences: How many sequences it holds at once.
+        cache: How keys and values are kept.
 
     Attributes:
         steps: Recursion steps each token of the last call took, (tokens,) int64.
-        states: Of the sequences.
+        memories: Titans memories of the sequences.
+        keys, values: Of every cache, fp32 (sequences, window, width); position p in p % window.
     """
 
-    def __init__(self, plan: DecodePlan, sequences: int = 1) -> None:
+    def __init__(
+        self, plan: DecodePlan, sequences: int = 1, *, cache: CacheType = "float32"
+    ) -> None:
         self.plan = plan
-        self.states = SequenceStates.of(plan, sequences)
+        self.memories = MemoryStates.of(plan, sequences)
+        self.keys = [torch.zeros(sequences, c.window, c.width) for c in plan.caches]
+        self.values = [torch.zeros_like(k) for k in self.keys]
+        self._cache: CacheType = cache
         self.steps = torch.zeros(0, dtype=torch.int64)
         self._trits = {
             id(s.weight): unpack(s.weight)
@@ -53,7 +60,7 @@ class ReferenceExecutor:
 
     def reset(self, sequence: int) -> None:
         """Forget a sequence: its next token is at position 0."""
-        self.states.reset(sequence)
+        self.memories.reset(sequence)
 
     @torch.no_grad()
     def run(
@@ -158,18 +165,19 @@ class ReferenceExecutor:
         self._write(step.out, y)
 
     def _attend(self, step: Attend, cache: int) -> None:
-        keys, values = self.states.keys[cache], self.states.values[cache]
+        keys, values = self.keys[cache], self.values[cache]
         width = step.q.width // step.heads
         shared = step.heads // step.kv_heads
         q = self._read(step.q).view(-1, step.heads, width)
         k = self._read(step.k).view(-1, step.kv_heads, width)
-        v = self._read(step.v)
+        v = self._read(step.v).view(-1, step.kv_heads, width)
         out = torch.empty(q.shape)
         for token, (sequence, position) in enumerate(self._places()):
             cos, sin = self.plan.rope_cos[position], self.plan.rope_sin[position]
             slot = position % step.window
-            keys[sequence, slot] = rotate(k[token], cos, sin).flatten()
-            values[sequence, slot] = v[token]
+            turned = rotate(k[token], cos, sin)
+            keys[sequence, slot] = as_cached(turned, self._cache).flatten()
+            values[sequence, slot] = as_cached(v[token], self._cache).flatten()
             seen = min(position + 1, step.window)
             # Any order of the slots gives the same sums but for their rounding: oldest first.
             order = torch.arange(position - seen + 1, position + 1) % step.window
@@ -183,7 +191,7 @@ class ReferenceExecutor:
     def _remember(self, step: Remember) -> None:
         raw, rates = self._read(step.raw), self._read(step.rates)
         width, number = step.width, step.state
-        states = self.states
+        states = self.memories
         recent = states.recent[number]
         out = torch.empty(raw.shape[0], width)
         for token, (sequence, position) in enumerate(self._places()):

@@ -15,6 +15,7 @@ from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
 from agentforge.runtime.plan import DecodePlan, Span
 from agentforge.runtime.reference import ReferenceExecutor
+from agentforge.runtime.states import CacheType
 from tests.unit.test_packed_directory import save, ternary_model
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the extension was not built")
@@ -32,11 +33,15 @@ def packed(request: pytest.FixtureRequest, tmp_path: Path) -> PackedModel:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_decoding_agrees_token_by_token(packed: PackedModel, threads: int) -> None:
+@pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
+def test_decoding_agrees_token_by_token(
+    packed: PackedModel, threads: int, cache: CacheType
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     plan = lower_packed(packed)
-    oracle, native = ReferenceExecutor(plan, sequences=2), NativeExecutor(plan, sequences=2)
+    oracle = ReferenceExecutor(plan, sequences=2, cache=cache)
+    native = NativeExecutor(plan, sequences=2, cache=cache)
     differences, same = [], 0
     first, second = ids(40), ids(40, seed=1)
     for t in range(40):
@@ -46,7 +51,8 @@ def test_decoding_agrees_token_by_token(packed: PackedModel, threads: int) -> No
         same += int((oracle.steps == native.steps).sum())
     torch.set_num_threads(before)
     # Where a rounding difference flips an int8 code, later layers amplify it.
-    assert sorted(differences)[20] < 1e-4
+    # An int8 cache has codes of its own to flip, each a 127th of its head's largest number.
+    assert sorted(differences)[20] < (1e-3 if cache == "int8" else 1e-4)
     assert same >= 77
 
 
@@ -93,7 +99,7 @@ def test_prefill_is_decoding_and_cut_prefill_too(packed: PackedModel) -> None:
     assert torch.equal(whole, last)
     assert torch.equal(pieces, last)
     for a, b in zip(
-        one.states.keys + one.states.maps, many.states.keys + many.states.maps, strict=True
+        one.caches.keys + one.memories.maps, many.caches.keys + many.memories.maps, strict=True
     ):
         assert torch.equal(a, b)
 
@@ -120,14 +126,15 @@ def test_a_sequence_can_be_reset(packed: PackedModel) -> None:
 
 def test_what_is_out_of_range_is_refused(packed: PackedModel) -> None:
     executor = NativeExecutor(lower_packed(packed), sequences=2, tokens=4)
-    for call, says in (
+    calls: tuple[tuple[tuple[list[int], list[int], list[int], list[int]], str], ...] = (
         (([0] * 5, [0] * 5, list(range(5)), []), "5 tokens"),
         (([], [], [], []), "0 tokens"),
         (([-1], [0], [0], []), "id -1"),
         (([packed.vocab_size], [0], [0], []), "id"),
         (([0], [2], [0], []), "sequence 2"),
         (([0], [0], [40], []), "position 40"),
-    ):
+    )
+    for call, says in calls:
         with pytest.raises(ValueError, match=says):
             executor.run(*call)
 
@@ -136,6 +143,6 @@ def test_not_a_number_is_said(packed: PackedModel) -> None:
     plan = lower_packed(packed)
     executor = NativeExecutor(plan)
     executor.run([1], [0], [0], [])
-    executor.states.keys[0][:] = float("nan")
+    executor.caches.keys[0][:] = float("nan")
     with pytest.raises(FloatingPointError, match="position 1"):
         executor.run([1], [0], [1], [0])

@@ -45,9 +45,7 @@ def test_prefill_is_decoding(tmp_path: Path) -> None:
         last = one.run([token], [0], [t], [0])
     whole = many.run(tokens, [0] * 30, list(range(30)), [29])
     torch.testing.assert_close(last, whole, rtol=1e-3, atol=1e-3)
-    for a, b in zip(
-        one.states.keys + one.states.maps, many.states.keys + many.states.maps, strict=True
-    ):
+    for a, b in zip(one.keys + one.memories.maps, many.keys + many.memories.maps, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 

@@ -13,13 +13,13 @@ namespace agentforge {
 AGENTFORGE_ENTRY uintptr_t plan_create(uintptr_t shape, uintptr_t records, uintptr_t sections, int64_t section_count) {
   const int64_t* const f = pointer<const int64_t>(shape);
   double threshold;
-  std::memcpy(&threshold, f + 17, sizeof threshold);
-  const auto floats_at = [f](int index) { return reinterpret_cast<float*>(f[index]); };
-  const PlanShape made = {f[0],           floats_at(1),  floats_at(2),  floats_at(3),
-                          floats_at(4),   floats_at(5),  floats_at(6),  floats_at(7),
-                          floats_at(8),   floats_at(9),  reinterpret_cast<float* const*>(f[10]),
-                          reinterpret_cast<float* const*>(f[11]),       f[12], f[13], f[14],
-                          floats_at(15),  floats_at(16), static_cast<float>(threshold)};
+  std::memcpy(&threshold, f + 19, sizeof threshold);
+  const auto at = [f](int index) { return reinterpret_cast<float*>(f[index]); };
+  const auto table = [f](int index) { return reinterpret_cast<char* const*>(f[index]); };
+  const auto scales = [f](int index) { return reinterpret_cast<float* const*>(f[index]); };
+  const PlanShape made = {f[0],      at(1),      at(2),      at(3), at(4), at(5), at(6),  at(7),  at(8), at(9),
+                          table(10), table(11),  scales(12), scales(13),   f[14], f[15],  f[16],  at(17), at(18),
+                          static_cast<float>(threshold), f[20]};
   return reinterpret_cast<uintptr_t>(
       new Plan(made, pointer<const int64_t>(records), pointer<const int64_t>(sections), section_count));
 }
@@ -39,6 +39,10 @@ AGENTFORGE_ENTRY int64_t plan_head(uintptr_t plan, int64_t count, int threads) {
   return pointer<Plan>(plan)->head(count, threads);
 }
 
+AGENTFORGE_ENTRY void plan_time_steps(uintptr_t plan, uintptr_t spent) {
+  pointer<Plan>(plan)->time_steps(spent ? pointer<int64_t>(spent) : nullptr);
+}
+
 static inline void bind_plan(nanobind::module_& module) {
   namespace nb = nanobind;
   module.def("plan_create", &plan_create, nb::arg("shape"), nb::arg("records"), nb::arg("sections"),
@@ -47,6 +51,8 @@ static inline void bind_plan(nanobind::module_& module) {
   module.def("plan_read", &plan_read, nb::arg("plan"), nb::arg("count"), nb::arg("ids"), nb::arg("sequence"),
              nb::arg("position"), nb::arg("steps"), nb::arg("threads"),
              "Run tokens up to their answers; returns the first token that met NaN or infinity, or -1.");
+  module.def("plan_time_steps", &plan_time_steps, nb::arg("plan"), nb::arg("spent"),
+             "Add up the nanoseconds of every record in `spent` (64-bit numbers); 0: no more.");
   module.def("plan_head", &plan_head, nb::arg("plan"), nb::arg("count"), nb::arg("threads"),
              "Logits of the first rows of `answer`; returns the first row that met NaN or infinity, or -1.");
 }

@@ -3,6 +3,7 @@
 // Python has checked shapes (runtime/native.py).
 #pragma once
 
+#include <chrono>
 #include <vector>
 
 #include "activation_sparse.hpp"
@@ -23,13 +24,17 @@ enum StepKind : int64_t {
   kRememberStep = 7,
   kBlendStep = 8,
   kActivateStep = 9,
+  kLinearBfloat16 = 10,
 };
 
 constexpr int64_t kRecord = 32;  // [0] kind, [1..27] whole numbers and addresses, [28..31] doubles as bits
 constexpr int64_t kDoubles = 28;
+// Multiply-adds a thread must have in attention and in small float matrices: about 4 us of work.
+constexpr int64_t kLeastFloatWork = 1 << 17;
 
 struct PlanStep {
   int64_t field[kRecord];
+  int64_t record;  // its place in the order of the records
 
   int64_t at(int index) const { return field[index]; }
   template <typename T>
@@ -61,17 +66,20 @@ struct PlanShape {
   float* latent;
   float* answer;
   float* logit;        // [tokens]
-  float* scratch;      // [scratch_floats] for attention scores, memory vectors, turned queries
+  float* scratch;      // [scratch_floats] for memory vectors
   const float* cos;    // [context][head width]
   const float* sin;
-  float* const* keys;    // [caches]: [sequences][window][width]
-  float* const* values;
+  char* const* keys;    // [caches]: [sequences][kv heads] of HeadCache::keys
+  char* const* values;
+  float* const* key_scales;
+  float* const* value_scales;
   int64_t recursion_steps;  // 0: no recursion
   int64_t latent_steps;
   int64_t first_cache;
   const float* inject_prelude;
   const float* inject_answer;
   float threshold;
+  int64_t cache_type;
 };
 
 class Plan {
@@ -84,6 +92,7 @@ class Plan {
       for (int64_t i = 0; i < sections[section]; ++i, records += kRecord) {
         PlanStep step;
         std::memcpy(step.field, records, sizeof step.field);
+        step.record = record_count_++;
         sections_.back().push_back(step);
       }
     }
@@ -104,6 +113,9 @@ class Plan {
     return bad_;
   }
 
+  // From now on the nanoseconds of every record are added up in `spent` [records]; null: no more.
+  void time_steps(int64_t* spent) { spent_ = spent; }
+
   // The head over the first `count` rows of `answer`.
   int64_t head(int64_t count, int threads) {
     threads_ = threads;
@@ -118,6 +130,8 @@ class Plan {
   PlanTokens tokens_{};
   int threads_ = 1;
   int64_t bad_ = kAllFinite;
+  int64_t record_count_ = 0;
+  int64_t* spent_ = nullptr;
   std::vector<uint8_t> active_;
   std::vector<float> survival_, frozen_latent_, frozen_answer_, added_;
 
@@ -205,11 +219,12 @@ class Plan {
           execute(s, 0, tokens_.count);
           continue;
         }
-        for (int64_t token = 0; token < tokens_.count; ++token) {
-          turn(s, token);
-          for (int64_t pass = step * shape_.latent_steps; pass < passes; ++pass)
-            keep(s, token, s.at(14) + shape_.first_cache + pass * blocks);
-        }
+        for (int64_t token = 0; token < tokens_.count; ++token)
+          for (int64_t head = 0; head < s.at(10); ++head) {
+            const float* const key = turned_key(s, token, head, shape_.scratch);
+            for (int64_t pass = step * shape_.latent_steps; pass < passes; ++pass)
+              keep(s, token, head, shape_.first_cache + pass * blocks, key);
+          }
         break;
       }
     }
@@ -220,6 +235,17 @@ class Plan {
   }
 
   void execute(const PlanStep& s, int64_t first_cache, int64_t count) {
+    if (!spent_) {
+      perform(s, first_cache, count);
+      return;
+    }
+    const auto began = std::chrono::steady_clock::now();
+    perform(s, first_cache, count);
+    const auto ended = std::chrono::steady_clock::now();
+    spent_[s.record] += std::chrono::duration_cast<std::chrono::nanoseconds>(ended - began).count();
+  }
+
+  void perform(const PlanStep& s, int64_t first_cache, int64_t count) {
     const floats::FloatKernels& kernels = floats::float_kernels();
     switch (s.at(0)) {
       case kEmbedFloat:  // table, width, out span
@@ -241,12 +267,8 @@ class Plan {
         return;
       case kLinearTernary:
       case kLinearInt8: linear(s, count); return;
-      case kLinearFloat:  // src span, columns, rows, blocks, out span, residual span (0: none), bias, sigmoid
-        for (int64_t t = 0; t < count; ++t)
-          kernels.dense({s.address<const float>(5), s.address<const float>(10), s.at(8) ? s.span(8, t) : nullptr,
-                         s.at(4), s.at(3), s.at(11) != 0},
-                        s.span(1, t), s.span(6, t));
-        return;
+      case kLinearFloat:
+      case kLinearBfloat16: dense_floats(s, count); return;
       case kAttendStep: attend(s, first_cache, count); return;
       case kRememberStep: remember(s, count); return;
       case kBlendStep:  // mixed span, gate span, read span, width
@@ -312,43 +334,73 @@ class Plan {
     return {out.q, stride, out.scale, out.sum};
   }
 
-  // q span, k span, v span, out span, heads, kv heads, head width, window, [14] cache, [13] window.
+  // src span, columns, rows, blocks, out span, residual span (0: none), bias, sigmoid
+  void dense_floats(const PlanStep& s, int64_t count) {
+    const floats::FloatKernels& kernels = floats::float_kernels();
+    const int64_t panels = ceil_div(s.at(4), kPanelRows);
+    const int threads = useful_threads(threads_, count * s.at(3) * s.at(4), kLeastFloatWork, panels);
+    fork_join(threads, [&](int64_t part, int64_t parts) {
+      for (int64_t t = 0; t < count; ++t)
+        kernels.dense({s.address<const void>(5), s.address<const float>(10), s.at(8) ? s.span(8, t) : nullptr, s.at(4),
+                       s.at(3), s.at(11) != 0, s.at(0) == kLinearBfloat16},
+                      s.span(1, t), s.span(6, t), part_begin(panels, part, parts), part_begin(panels, part + 1, parts));
+    });
+  }
+
+  // q span, k span, v span, out span, [9] heads, kv heads, head width, [13] window, cache. Threads take heads of
+  // keys, each for all tokens: what a token attends to is then written by the same thread.
   void attend(const PlanStep& s, int64_t first_cache, int64_t count) {
     const floats::FloatKernels& kernels = floats::float_kernels();
     const int64_t heads = s.at(9), kv_heads = s.at(10), width = s.at(11), window = s.at(13);
-    const int64_t cache = first_cache + s.at(14);
+    const int64_t shared = heads / kv_heads;
+    int64_t most = 0, work = 0;
     for (int64_t t = 0; t < count; ++t) {
-      turn(s, t);
-      keep(s, t, cache);
-      const int64_t at = tokens_.sequence[t] * window * kv_heads * width;
       const int64_t seen = smaller(tokens_.position[t] + 1, window);
-      kernels.attend({shape_.scratch, shape_.keys[cache] + at, shape_.values[cache] + at, s.span(7, t),
-                      shape_.scratch + (heads + kv_heads) * width, heads, kv_heads, width, seen});
+      most = larger(most, seen);
+      work += 2 * seen * heads * width;
     }
-  }
-
-  // Rotary positions (halves convention): queries to scratch, keys behind them.
-  void turn(const PlanStep& s, int64_t t) {
-    const int64_t heads = s.at(9), kv_heads = s.at(10), width = s.at(11), half = width / 2;
-    const float* const cos = shape_.cos + tokens_.position[t] * width;
-    const float* const sin = shape_.sin + tokens_.position[t] * width;
-    for (int64_t head = 0; head < heads + kv_heads; ++head) {
-      const bool is_key = head >= heads;
-      const float* const in = is_key ? s.span(3, t) + (head - heads) * width : s.span(1, t) + head * width;
-      float* const out = shape_.scratch + head * width;
-      for (int64_t i = 0; i < half; ++i) {
-        out[i] = in[i] * cos[i] + -in[i + half] * sin[i];
-        out[i + half] = in[i + half] * cos[i + half] + in[i] * sin[i + half];
+    const int threads = useful_threads(threads_, work, kLeastFloatWork, kv_heads);
+    const int64_t slice = round_up(4 * (shared * width + width + shared * round_up(most, 16)), 64);
+    char* const memory = Workspace::of_this_thread().reserve(threads * slice);
+    fork_join(threads, [&](int64_t part, int64_t parts) {
+      float* const key = reinterpret_cast<float*>(memory + part * slice);
+      float* const q = key + width;
+      float* const scores = q + shared * width;
+      const int64_t end = part_begin(kv_heads, part + 1, parts);
+      for (int64_t head = part_begin(kv_heads, part, parts); head < end; ++head) {
+        for (int64_t t = 0; t < count; ++t) {
+          const float* const cos = shape_.cos + tokens_.position[t] * width;
+          const float* const sin = shape_.sin + tokens_.position[t] * width;
+          keep(s, t, head, first_cache, turned_key(s, t, head, key));
+          for (int64_t i = 0; i < shared; ++i)
+            kernels.rotate(s.span(1, t) + (head * shared + i) * width, cos, sin, width, q + i * width);
+          kernels.attend({cache_of(s, t, head, first_cache), shape_.cache_type, q,
+                          s.span(7, t) + head * shared * width, scores, shared, width,
+                          smaller(tokens_.position[t] + 1, window)});
+        }
       }
-    }
+    });
   }
 
-  void keep(const PlanStep& s, int64_t t, int64_t cache) {
-    const int64_t row = s.at(10) * s.at(11), window = s.at(13);
-    const int64_t at = (tokens_.sequence[t] * window + tokens_.position[t] % window) * row;
-    const size_t bytes = static_cast<size_t>(row) * 4;
-    std::memcpy(shape_.keys[cache] + at, shape_.scratch + s.at(9) * s.at(11), bytes);
-    std::memcpy(shape_.values[cache] + at, s.span(5, t), bytes);
+  const float* turned_key(const PlanStep& s, int64_t t, int64_t head, float* out) const {
+    const int64_t width = s.at(11), at = tokens_.position[t] * width;
+    floats::float_kernels().rotate(s.span(3, t) + head * width, shape_.cos + at, shape_.sin + at, width, out);
+    return out;
+  }
+
+  floats::HeadCache cache_of(const PlanStep& s, int64_t t, int64_t head, int64_t first_cache) const {
+    const int64_t width = s.at(11), slots = round_up(s.at(13), 16), cache = first_cache + s.at(14);
+    const int64_t number = tokens_.sequence[t] * s.at(10) + head, bytes = floats::cache_bytes(shape_.cache_type);
+    const bool scaled = shape_.cache_type == floats::kCacheInt8;
+    return {shape_.keys[cache] + number * slots * width * bytes,
+            shape_.values[cache] + number * s.at(13) * round_up(width, 16) * bytes,
+            scaled ? shape_.key_scales[cache] + number * slots : nullptr,
+            scaled ? shape_.value_scales[cache] + number * slots : nullptr};
+  }
+
+  void keep(const PlanStep& s, int64_t t, int64_t head, int64_t first_cache, const float* key) {
+    floats::float_kernels().store(cache_of(s, t, head, first_cache), shape_.cache_type,
+                                  tokens_.position[t] % s.at(13), key, s.span(5, t) + head * s.at(11), s.at(11));
   }
 
   // raw span, rates span, out span, filter, width, chunk, map, momentum, chunk map, recent; [0] budget, [1] limit.
