@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PRESET ?= demo
 SEED ?= 42
-QUESTION ?= 'running totals of 3 5 9, last digits?'
+QUESTION ?= 'add 3 5 9 2.'
 GATE_MISSED := 4
 
 .PHONY: demo test lint bench bench-merge bench-thoughts bench-kernels sanitize clean test-newest-triton

@@ -11,7 +11,8 @@ from agentforge_kernels.native import extension
 from click.testing import CliRunner
 
 from agentforge.cli import cli
-from agentforge.errors import CheckpointError
+from agentforge.errors import RunError
+from agentforge.run.layout import RunLayout, model_folder
 from tests.unit.test_packed_directory import save, ternary_model
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the extension was not built")
@@ -45,5 +46,17 @@ def test_table_json_and_csv_say_the_same_variants(tmp_path: Path) -> None:
 
 
 def test_no_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a directory"):
-        CliRunner().invoke(cli, ["bench", str(tmp_path / "none")], catch_exceptions=False)
+    options = ["bench", str(tmp_path / "none"), "--run-dir", str(tmp_path)]
+    with pytest.raises(RunError, match="no run"):
+        CliRunner().invoke(cli, options, catch_exceptions=False)
+
+
+def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path / "runs" / "a-run")
+    layout.root.mkdir(parents=True)
+    (layout.root / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match="no packed model"):
+        model_folder("a-run", tmp_path / "runs")
+    layout.packed_model.mkdir(parents=True)
+    for named in ("a-run", str(layout.root), str(layout.packed_model)):
+        assert model_folder(named, tmp_path / "runs") == layout.packed_model
