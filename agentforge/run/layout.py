@@ -219,7 +219,13 @@ def model_folder(model: str, runs_root: Path) -> Path:
     path = Path(model).expanduser()
     if path.is_dir() and not is_run_dir(path):
         return path
-    layout = find_run(runs_root, model)
+    try:
+        layout = find_run(runs_root, model)
+    except RunError as error:
+        raise RunError(
+            f"{model} is neither a model directory nor a run: {error.message}",
+            remedy=error.remedy,
+        ) from None
     packed = layout.packed_model
     if not packed.is_dir():
         raise RunError(

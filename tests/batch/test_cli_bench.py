@@ -47,7 +47,7 @@ def test_table_json_and_csv_say_the_same_variants(tmp_path: Path) -> None:
 
 def test_no_model_is_said(tmp_path: Path) -> None:
     options = ["bench", str(tmp_path / "none"), "--run-dir", str(tmp_path)]
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="neither a model directory nor a run: no run"):
         CliRunner().invoke(cli, options, catch_exceptions=False)
 
 

@@ -139,7 +139,7 @@ def test_a_pipe_has_one_turn_a_line(model: Path, tmp_path: Path) -> None:
 def test_mistakes_are_said_in_words(model: Path, tmp_path: Path) -> None:
     done = run(tmp_path / "none", "--prompt", "x")
     assert done.returncode == 1
-    assert b"not a directory" in done.stderr
+    assert b"neither a model directory nor a run" in done.stderr
     assert b"Traceback" not in done.stderr
     (tmp_path / "file").write_text("")
     done = run(model, "--prompt", "x", "--transcript", str(tmp_path / "file" / "t.jsonl"))

@@ -59,7 +59,7 @@ def imported(*arguments: str) -> tuple[int, set[str]]:
         ("presets",),
         ("config", "show"),
         ("status",),
-        ("--batch", "--until", "bitnet"),
+        ("--batch", "--set", 'phases=["cognate"]', "--until", "bitnet"),
         ("clean", "--dry-run"),
     ],
 )
@@ -119,7 +119,11 @@ def test_with_a_terminal_but_no_console_yet(capsys, monkeypatch):
         (("--batch", "status"), 2, "--batch and the verb status"),
         (("--batch", "--preset", "demo", "--data-dir", "x"), 2, "data.source = 'world'"),
         (("--batch", "--data-dir", "gone"), 3, "gone"),
-        (("--batch", "--until", "bitnet"), 3, "add bitnet to phases"),
+        (
+            ("--batch", "--set", 'phases=["cognate"]', "--until", "bitnet"),
+            3,
+            "add bitnet to phases",
+        ),
         (("--batch", "--resume", "latest"), 1, "no runs in"),
         (("--batch", "--resume", "latest", "--preset", "demo"), 2, "--preset with --resume"),
         (("report", "nope"), 1, "nope"),
@@ -183,7 +187,8 @@ def test_dry_run_prints_a_plan_and_starts_nothing(capsys, tmp_path):
     )
     assert [t["model"] for t in plan["trainings"]][:4] == ["base", "reasoning", "memory", "speed"]
     assert not list(tmp_path.iterdir())
-    code, out, _ = run(capsys, "--batch", "--preset", "smoke", "--dry-run", "--until", "bitnet")
+    late = ("--set", 'phases=["cognate"]', "--until", "bitnet")
+    code, out, _ = run(capsys, "--batch", "--preset", "smoke", "--dry-run", *late)
     assert code == 3
     assert "-> phases:" in out
 
