@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -30,6 +31,14 @@ from agentforge.run.layout import model_folder
     help="Tokens read before; may be repeated.  [default: 0, 64, 256]",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, help="Repetitions.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile too: takes minutes.")
+@click.option(
+    "--cache",
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    default="float32",
+    help="How the native executor keeps keys and values.  [default: float32]",
+)
+@click.option("--no-memory", is_flag=True, help="Do not measure memory, which starts processes.")
 @click.option(
     "--csv",
     "csv_file",
@@ -46,6 +55,9 @@ def bench(
     threads: tuple[int, ...],
     contexts: tuple[int, ...],
     rounds: int,
+    compiled: bool,
+    cache: Literal["float32", "bfloat16", "int8"],
+    no_memory: bool,
     csv_file: Path | None,
     as_json: bool,
 ) -> ExitCode:
@@ -54,12 +66,16 @@ def bench(
     MODEL is its directory, or the run that made it: an id, a part of it, or latest.
     """
     from agentforge import bench_verb
+    from agentforge.runtime.bench_variants import ALL, VARIANTS
 
     text = bench_verb.bench(
         model_folder(model, runs_root(ctx, run_dir)),
         threads=threads,
         contexts=contexts,
         rounds=rounds,
+        names=ALL if compiled else VARIANTS,
+        cache=cache,
+        memory=not no_memory,
         as_json=as_json,
         csv_file=csv_file,
     )

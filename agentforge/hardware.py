@@ -264,7 +264,7 @@ def summarise(driver: GpuDriver | None = None, *, with_torch: bool = True) -> Ha
     return HardwareSummary(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=usable_cores(),
         ram_bytes=memory.total,
         ram_limited=memory.limited,
@@ -289,7 +289,8 @@ def measure_machine(device: str, driver: GpuDriver | None = None) -> Machine:
     return Machine(cuda=True, bf16=bf16, free_bytes=free)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor as it names itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -191,8 +191,7 @@ def _remember(memory: NeuralMemory, x: Tensor, budget: float, cache: MemoryCache
     inputs = memory.inputs(x, memory.mix(raw)[:, 2:], budget)
     read = recurrent_memory(inputs, cache.state, memory.chunk)
     cache.recent = raw[:, 1:]
-    # The state is float32 whatever the model is.
-    return memory.read_out(read.to(x.dtype))
+    return memory.read_out(read)
 
 
 @torch.no_grad()

@@ -207,7 +207,8 @@ class NeuralMemory(nn.Module):
 
     def read_out(self, read: Tensor) -> Tensor:
         """Normalise and widen reads, (B, T, M) -> (B, T, D)."""
-        y: Tensor = self.out(self.norm(read))
+        # The state is float32 whatever the model is.
+        y: Tensor = self.out(self.norm(read.to(self.norm.weight.dtype)))
         return y
 
     def forward(

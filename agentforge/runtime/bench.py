@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from agentforge_kernels.native import extension
 
-from agentforge.formats.packed import PackedModel, packed_module
-from agentforge.model.decode import Decoder
+from agentforge.formats.packed import PackedModel
 from agentforge.model.language_model import CognateLM
+from agentforge.runtime.bench_layers import LayerTime, time_layers
+from agentforge.runtime.bench_memory import peak_resident
+from agentforge.runtime.bench_variants import (
+    KERNELS,
+    NATIVE,
+    NATIVE_BF16,
+    TORCH_BF16,
+    TORCH_COMPILE,
+    TORCH_FP32,
+    VARIANTS,
+    decoder_at,
+    native_executor,
+    native_step,
+    torch_model,
+    torch_step,
+)
+from agentforge.runtime.energy import Energy
 from agentforge.runtime.generate import TokenSequence
 from agentforge.runtime.latency import Step, time_tokens
 from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
+from agentforge.runtime.states import CacheType
+from agentforge.runtime.traffic import read_seconds, token_bytes
 
 TIMED = 24
 """Tokens timed at one context length, each by every variant in turn."""
 PREFILL = 256
+ENERGY_TOKENS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +47,9 @@ class Variant:
     """One way to run the model, at one context length.
 
     Attributes:
-        name: ``torch_fp32``, ``kernels`` (ternary layers in torch's decoder) or ``native``.
+        name: ``torch_fp32``, ``torch_bf16`` (eager, keys and values cached), ``torch_compile``
+            (float32), ``kernels`` (ternary layers in torch's decoder), ``native_bf16`` (the native
+            executor over bfloat16 weights), ``native``.
         threads: Threads it may use.
         context: Tokens in the caches before the first that was timed.
         us_per_token: Median microseconds of a token.
@@ -62,27 +82,71 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """What the machine allows: a token cannot be faster than its bytes are read.
+
+    Attributes:
+        threads: Threads.
+        context: Tokens in the caches.
+        bytes: Read or written a token, at all recursion steps.
+        limit_us: Time of reading a block of that size again and again.
+        share: Of the limit that the native executor reaches, 0 to 1.
+    """
+
+    threads: int
+    context: int
+    bytes: int
+    limit_us: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class BenchResult:
     """All of it.
 
     Attributes:
+        machine: Name of the processor.
+        head: How the output layer is stored, such as ``int8 50,269 x 96``.
+        cache: How the native executor keeps keys and values.
         variants: Decode times.
         prefills: Prefill times.
-        speedup: Time of a token of the others over the native executor's, by name and threads, at
-            the shortest context.
-        forms: In which form the native executor computes each matrix, by name.
-        weight_bytes: Bytes of weights as they lie in its memory.
+        speedup: Time of a token of the others over the native executor's, by name, at the first
+            number of threads and the shortest context.
+        speedup_by_threads: The same for every number of threads.
+        limits: Share of the machine's limit.
+        layers: Of every matrix: form, zeros, time, and the time of the dense form.
+        joules_per_token: By variant; empty where the machine does not tell.
+        weight_bytes: Bytes of weights as they lie in memory, by native variant.
+        peak_bytes: Most resident memory of a process that loads and runs one variant, above that
+            of one that has only imported everything; empty when it was not asked for.
+        missing: Variants that could not be run, and why.
     """
 
+    machine: str
+    head: str
+    cache: CacheType
     variants: list[Variant]
     prefills: list[Prefill]
     speedup: dict[str, float]
-    forms: dict[str, str]
-    weight_bytes: int
+    speedup_by_threads: dict[int, dict[str, float]]
+    limits: list[Limit]
+    layers: list[LayerTime]
+    joules_per_token: dict[str, float]
+    weight_bytes: dict[str, int]
+    peak_bytes: dict[str, int]
+    missing: dict[str, str]
 
 
 def bench_model(
-    packed: PackedModel, *, threads: Sequence[int], contexts: Sequence[int], rounds: int
+    packed: PackedModel,
+    *,
+    threads: Sequence[int],
+    contexts: Sequence[int],
+    rounds: int,
+    names: Sequence[str] = VARIANTS,
+    cache: CacheType = "float32",
+    machine: str = "",
+    memory: bool = True,
 ) -> BenchResult:
     """Time a model.
 
@@ -91,82 +155,136 @@ def bench_model(
         threads: Numbers of threads, one after the other.
         contexts: Context lengths; those that do not fit are left out.
         rounds: Repetitions.
+        names: Variants; the native one always takes part.
+        cache: How the native executor keeps keys and values.
+        machine: Name of the processor, for the record.
+        memory: Measure the memory of each variant too, in processes of their own.
 
     Raises:
-        RuntimeError: The native extension was not built.
+        PreflightError: The native extension was not built.
     """
-    if extension is None:
-        raise RuntimeError("the native extension was not built: there is nothing to compare")
     plan = lower_packed(packed)
-    executor = NativeExecutor(plan)
-    modules = {
-        "torch_fp32": packed_module(packed, floats=True),
-        "kernels": packed_module(packed),
-    }
+    executor = native_executor(packed, NATIVE, cache)
+    executors = {NATIVE: executor}
+    if NATIVE_BF16 in names:
+        executors[NATIVE_BF16] = native_executor(packed, NATIVE_BF16, cache)
+    modules = _modules(packed, names)
+    missing: dict[str, str] = {}
     limit = packed.shapes.context
     lengths = sorted({c for c in contexts if c + TIMED <= limit} or {0})
     before = torch.get_num_threads()
     variants: list[Variant] = []
     prefills: list[Prefill] = []
+    limits: list[Limit] = []
     try:
         for count in threads:
             torch.set_num_threads(count)
             for context in lengths:
-                variants += _decode(packed, executor, modules, count, context, rounds)
+                found = _decode(packed, executors, modules, count, context, rounds, missing)
+                variants += found
+                size = token_bytes(plan, executor.caches, context + TIMED // 2)
+                least = 1e6 * read_seconds(size, count)
+                native = next(v for v in found if v.name == NATIVE)
+                share = least / native.us_per_token
+                limits.append(Limit(count, context, size, least, share))
             prefills += _prefill(packed, executor, modules, count, min(PREFILL, limit), rounds)
+        torch.set_num_threads(threads[0])
+        layers = time_layers(packed, plan, rounds)
+        joules = _joules(packed, executors, modules)
     finally:
         torch.set_num_threads(before)
-    first = {(v.name, v.threads): v.us_per_token for v in variants if v.context == lengths[0]}
-    speedup = {
-        f"{name}, {count} thread{'s' if count > 1 else ''}": time_us / first["native", count]
-        for (name, count), time_us in first.items()
-        if name != "native"
+    by_threads = {
+        count: _speedups([v for v in variants if v.threads == count and v.context == lengths[0]])
+        for count in threads
     }
-    return BenchResult(variants, prefills, speedup, dict(executor.forms), executor.weight_bytes())
+    return BenchResult(
+        machine=machine,
+        head=_head(packed),
+        cache=cache,
+        variants=variants,
+        prefills=prefills,
+        speedup=by_threads[threads[0]],
+        speedup_by_threads=by_threads,
+        limits=limits,
+        layers=layers,
+        joules_per_token=joules,
+        weight_bytes={name: e.weight_bytes() for name, e in executors.items()},
+        peak_bytes=_peaks(packed, names, cache) if memory else {},
+        missing=missing,
+    )
+
+
+def _modules(packed: PackedModel, names: Iterable[str]) -> dict[str, CognateLM]:
+    torch_names = (TORCH_FP32, TORCH_BF16, TORCH_COMPILE, KERNELS)
+    return {name: torch_model(packed, name) for name in torch_names if name in names}
+
+
+def _peaks(packed: PackedModel, names: Sequence[str], cache: CacheType) -> dict[str, int]:
+    idle = peak_resident(None, NATIVE, cache)
+    return {name: peak_resident(packed.folder, name, cache) - idle for name in {*names, NATIVE}}
+
+
+def _head(packed: PackedModel) -> str:
+    table = packed.tensors["embedding.table"]
+    kind = "float" if isinstance(table, torch.Tensor) else "int8"
+    return f"{kind} {packed.vocab_size:,} x {packed.shapes.embedding_rank}, factorised and tied"
+
+
+def _speedups(found: Sequence[Variant]) -> dict[str, float]:
+    native = next(v.us_per_token for v in found if v.name == NATIVE)
+    return {v.name: v.us_per_token / native for v in found if v.name != NATIVE}
 
 
 def _decode(
     packed: PackedModel,
-    executor: NativeExecutor,
-    modules: dict[str, CognateLM],
+    executors: Mapping[str, NativeExecutor],
+    modules: Mapping[str, CognateLM],
     threads: int,
     context: int,
     rounds: int,
+    missing: dict[str, str],
 ) -> list[Variant]:
     """Every token by all variants in turn."""
-    starts: dict[str, Callable[[], Step]] = {"native": lambda: _native(packed, executor, context)}
+    starts: dict[str, Callable[[], Step]] = {
+        name: partial(native_step, packed, executor, context)
+        for name, executor in executors.items()
+    }
     for name, module in modules.items():
-        starts[name] = partial(_torch, module, packed, context)
+        if name != TORCH_COMPILE:
+            starts[name] = partial(torch_step, module, packed, context)
+        elif name not in missing:
+            try:
+                step = _compiled(module, packed, context)
+            except Exception as error:  # noqa: BLE001 - whatever the compiler of torch trips over
+                missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            else:
+                starts[name] = step
     found = time_tokens(starts, TIMED, packed.vocab_size, rounds, context)
     return [Variant(n, threads, context, t.median, t.low, t.high) for n, t in found.items()]
 
 
-def _native(packed: PackedModel, executor: NativeExecutor, context: int) -> Step:
-    sequence = TokenSequence(executor, packed.shapes.context)
-    if context:
-        sequence.read([p % packed.vocab_size for p in range(context)])
+def _compiled(module: CognateLM, packed: PackedModel, context: int) -> Callable[[], Step]:
+    """Compiled already: the first tokens compile for minutes, and each new shape once more."""
 
-    def step(token: int, position: int) -> None:
-        executor.run([token], [0], [position], [0])
+    def start() -> Step:
+        decoder = decoder_at(module, packed, context)
+        compiled = torch.compile(decoder.step, dynamic=True)
 
-    return step
+        def step(token: int, _: int) -> None:
+            compiled(torch.tensor([token]))
 
+        return step
 
-def _torch(module: CognateLM, packed: PackedModel, context: int) -> Step:
-    decoder = Decoder(module, packed.behaviour, 1)
-    for position in range(context):
-        decoder.step(torch.tensor([position % packed.vocab_size]))
-
-    def step(token: int, _: int) -> None:
-        decoder.step(torch.tensor([token]))
-
-    return step
+    first = start()
+    for position in range(context, context + TIMED):
+        first(0, position)
+    return start
 
 
 def _prefill(
     packed: PackedModel,
     executor: NativeExecutor,
-    modules: dict[str, CognateLM],
+    modules: Mapping[str, CognateLM],
     threads: int,
     tokens: int,
     rounds: int,
@@ -177,15 +295,13 @@ def _prefill(
     def native() -> None:
         TokenSequence(executor, packed.shapes.context).read(ids)
 
-    def in_torch(module: CognateLM) -> Callable[[], None]:
-        @torch.no_grad()
-        def read() -> None:
-            answer = module(whole, packed.behaviour).answer[:, -1:]
-            module.embedding.logits(answer)
+    @torch.no_grad()
+    def in_torch(module: CognateLM) -> None:
+        answer = module(whole, packed.behaviour).answer[:, -1:]
+        module.embedding.logits(answer)
 
-        return read
-
-    ways = {"native": native, **{name: in_torch(module) for name, module in modules.items()}}
+    ways: dict[str, Callable[[], None]] = {NATIVE: native}
+    ways |= {n: partial(in_torch, m) for n, m in modules.items() if n != TORCH_COMPILE}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, read in ways.items():
@@ -196,3 +312,25 @@ def _prefill(
     return [
         Prefill(name, threads, tokens, statistics.median(values)) for name, values in times.items()
     ]
+
+
+def _joules(
+    packed: PackedModel,
+    executors: Mapping[str, NativeExecutor],
+    modules: Mapping[str, CognateLM],
+) -> dict[str, float]:
+    """Energy of the processor a token, by variant; nothing where it does not count it."""
+    energy = Energy.of_this_machine()
+    if energy is None:
+        return {}
+    tokens = min(ENERGY_TOKENS, packed.shapes.context)
+    starts = {n: partial(native_step, packed, e, 0) for n, e in executors.items()}
+    starts |= {n: partial(torch_step, m, packed, 0) for n, m in modules.items()}
+    found = {}
+    for name, start in starts.items():
+        step = start()
+        before = energy.joules()
+        for position in range(tokens):
+            step(position % packed.vocab_size, position)
+        found[name] = (energy.joules() - before) / tokens
+    return found

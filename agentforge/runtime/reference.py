@@ -152,7 +152,7 @@ class ReferenceExecutor:
         residual = None if step.residual is None else self._read(step.residual).contiguous()
         weight = step.weight
         if isinstance(weight, Tensor):
-            y = F.linear(x, weight)
+            y = F.linear(x, weight.float())
             y = y if residual is None else y + residual
         else:
             q, scale, _ = reference.quantize_activations(x)

@@ -31,6 +31,8 @@ constexpr int64_t kRecord = 32;  // [0] kind, [1..27] whole numbers and addresse
 constexpr int64_t kDoubles = 28;
 // Multiply-adds a thread must have in attention and in small float matrices: about 4 us of work.
 constexpr int64_t kLeastFloatWork = 1 << 17;
+// Tokens that attend together: 8 queries of 256 slots are 8 KB of scores in the first-level cache.
+constexpr int64_t kMostQueries = 8;
 
 struct PlanStep {
   int64_t field[kRecord];
@@ -360,26 +362,38 @@ class Plan {
       work += 2 * seen * heads * width;
     }
     const int threads = useful_threads(threads_, work, kLeastFloatWork, kv_heads);
-    const int64_t slice = round_up(4 * (shared * width + width + shared * round_up(most, 16)), 64);
+    const int64_t together = smaller(count, kMostQueries), queries = together * shared;
+    const int64_t row = round_up(width, 16), seen_row = round_up(most, 16);
+    const int64_t slice = round_up(4 * (width + queries * (width + row + 1 + seen_row)), 64);
     char* const memory = Workspace::of_this_thread().reserve(threads * slice);
     fork_join(threads, [&](int64_t part, int64_t parts) {
       float* const key = reinterpret_cast<float*>(memory + part * slice);
       float* const q = key + width;
-      float* const scores = q + shared * width;
+      float* const sums = q + queries * width;
+      float* const inverse = sums + queries * row;
       const int64_t end = part_begin(kv_heads, part + 1, parts);
       for (int64_t head = part_begin(kv_heads, part, parts); head < end; ++head) {
-        for (int64_t t = 0; t < count; ++t) {
-          const float* const cos = shape_.cos + tokens_.position[t] * width;
-          const float* const sin = shape_.sin + tokens_.position[t] * width;
-          keep(s, t, head, first_cache, turned_key(s, t, head, key));
-          for (int64_t i = 0; i < shared; ++i)
-            kernels.rotate(s.span(1, t) + (head * shared + i) * width, cos, sin, width, q + i * width);
+        for (int64_t t = 0, next = 0; t < count; t = next) {
+          for (next = t; next < count && next - t < together && follows(t, next, window); ++next) {
+            const int64_t at = tokens_.position[next] * width;
+            keep(s, next, head, first_cache, turned_key(s, next, head, key));
+            for (int64_t i = 0; i < shared; ++i)
+              kernels.rotate(s.span(1, next) + (head * shared + i) * width, shape_.cos + at, shape_.sin + at, width,
+                             q + ((next - t) * shared + i) * width);
+          }
           kernels.attend({cache_of(s, t, head, first_cache), shape_.cache_type, q,
-                          s.span(7, t) + head * shared * width, scores, shared, width,
-                          smaller(tokens_.position[t] + 1, window)});
+                          s.span(7, t) + head * shared * width, s.at(8), inverse + queries, sums, inverse, next - t,
+                          shared, width, smaller(tokens_.position[t] + 1, window)});
         }
       }
     });
+  }
+
+  // Whether token `next` can be read together with `t` before it: it comes after it in the same sequence, and takes
+  // no place in the cache that a token before it still looks at.
+  bool follows(int64_t t, int64_t next, int64_t window) const {
+    return next == t || (tokens_.sequence[next] == tokens_.sequence[t] && tokens_.position[next] < window &&
+                         tokens_.position[next] == tokens_.position[t] + (next - t));
   }
 
   const float* turned_key(const PlanStep& s, int64_t t, int64_t head, float* out) const {

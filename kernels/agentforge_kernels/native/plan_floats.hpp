@@ -24,15 +24,20 @@ struct HeadCache {
   float* value_scale;
 };
 
+// Tokens of one sequence, one after the other, and the heads that share keys.
 struct AttendCall {
   HeadCache cache;
   int64_t type;
-  const float* q;  // [heads][width], turned already
-  float* out;      // [heads][width]
-  float* scores;   // [heads][round_up(seen, 16)] scratch
-  int64_t heads;   // that share these keys
+  const float* q;  // [tokens][heads][width], turned already
+  float* out;      // [tokens], out_stride floats apart: [heads][width]
+  int64_t out_stride;
+  float* scores;   // scratch: [tokens * heads][round_up(seen + tokens - 1, 16)]
+  float* sums;     // scratch: [tokens * heads][round_up(width, 16)]
+  float* inverse;  // scratch: [tokens * heads]
+  int64_t tokens;
+  int64_t heads;
   int64_t width;
-  int64_t seen;  // slots that hold something
+  int64_t seen;  // slots the first token sees; each later one sees one more
 };
 
 struct DenseFloat {
