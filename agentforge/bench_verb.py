@@ -101,8 +101,8 @@ def _tables(found: BenchResult) -> str:
              "gain"),
             [
                 (_short(layer.name), layer.form, f"{layer.rows}x{layer.columns}",
-                 _share(layer.zero_share), _share(layer.zero_tiles), _share(layer.zero_inputs), f"{layer.us:.2f}",
-                 f"{layer.dense_us:.2f}", f"{layer.gain:.2f}x")
+                 _share(layer.zero_share), _share(layer.zero_tiles), _share(layer.zero_inputs),
+                 f"{layer.us:.2f}", f"{layer.dense_us:.2f}", f"{layer.gain:.2f}x")
                 for layer in found.layers
             ],
         ),

@@ -12,10 +12,11 @@ from agentforge_kernels.native import extension
 
 from agentforge.data.example import prompt_text
 from agentforge.formats.packed import PackedModel, read_packed
-from agentforge.runtime.generate import Executor, SamplingOptions, TokenSequence, generate
+from agentforge.runtime.generate import Executor, TokenSequence, generate
 from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
 from agentforge.runtime.reference import ReferenceExecutor
+from agentforge.runtime.sampling_options import SamplingOptions
 from agentforge.thinking.thought import ThoughtReader
 
 

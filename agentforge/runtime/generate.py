@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agentforge.runtime.sampling_options import SamplingOptions
 from agentforge.thinking.sampling import draws
 
 CHUNK = 64
@@ -31,42 +31,20 @@ class Executor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """How the next token is chosen.
+@runtime_checkable
+class SamplingExecutor(Executor, Protocol):
+    """One that chooses tokens itself, without coming back to Python between two of them."""
 
-    Attributes:
-        temperature: 0 takes the most likely token.
-        top_k: Only so many of the most likely tokens; 0: all.
-        top_p: Only the most likely tokens that together reach this probability (arXiv 1904.09751).
-        repetition_penalty: What the logits of tokens seen before are divided by when positive and
-            multiplied by when negative (CTRL, arXiv 1909.05858); 1: nothing.
-        seed: Of the draws; equal seeds give equal text.
-        max_new_tokens: Tokens at most.
-        forbidden: Tokens never chosen.
+    def generate(
+        self, token: int, sequence: int, position: int, seen: Sequence[int],
+        options: SamplingOptions, stop_ids: Sequence[int], uniforms: NDArray[np.float64],
+    ) -> tuple[list[int], bool]:  # fmt: skip
+        """Read a token, choose the next, and so on, one for every uniform number.
 
-    Raises:
-        ValueError: A value that means nothing.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    max_new_tokens: int = 40
-    forbidden: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, good, allowed in (
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
-        ):
-            if not good:
-                raise ValueError(f"{name} {getattr(self, name)}; allowed: {allowed}")
+        Returns:
+            The chosen tokens, and whether one of `stop_ids` ended them.
+        """
+        ...
 
 
 class TokenSequence:
@@ -95,8 +73,12 @@ class TokenSequence:
         self.executor.reset(self.slot)
         self.ids = []
 
-    def read(self, ids: Sequence[int]) -> Tensor:
+    def read(self, ids: Sequence[int], *, wanted: bool = True) -> Tensor:
         """Read tokens, in calls of `CHUNK`; logits (vocabulary,) of what follows the last.
+
+        Args:
+            ids: One at least.
+            wanted: Whether the logits are; else nothing meaningful is given back.
 
         Raises:
             ValueError: No token, or more than there is room for.
@@ -112,11 +94,11 @@ class TokenSequence:
                 part,
                 [self.slot] * len(part),
                 list(range(first, first + len(part))),
-                [len(part) - 1] if last else [],
+                [len(part) - 1] if last and wanted else [],
             )
             self.ids += part
         assert logits is not None
-        return logits[0]
+        return logits[0] if wanted else logits
 
 
 def generate(
@@ -126,6 +108,7 @@ def generate(
     *,
     stop_ids: Sequence[int],
     cancelled: Callable[[], bool] | None = None,
+    burst: int = 1,
 ) -> Iterator[int]:
     """Read a prompt and yield new tokens as they are chosen.
 
@@ -137,21 +120,59 @@ def generate(
         prompt: Tokens to read first, one at least.
         options: How to choose.
         stop_ids: Tokens that end it.
-        cancelled: Asked before every token.
+        cancelled: Asked before every burst.
+        burst: Tokens chosen before any is yielded, where the executor chooses itself; who stops
+            listening in the middle of one leaves the rest of it read.
+
+    Raises:
+        ValueError: No prompt, or more than there is room for.
     """
-    logits = sequence.read(prompt)
-    luck = draws(options.seed, [0], options.max_new_tokens)[0] if options.temperature else None
-    for count in range(options.max_new_tokens):
+    if not 0 < len(prompt) <= sequence.room:
+        raise ValueError(f"{len(prompt)} tokens; allowed: 1 to {sequence.room}")
+    if len(prompt) > 1:
+        sequence.read(prompt[:-1], wanted=False)
+    pending = prompt[-1]
+    luck = draws(options.seed, [0], options.max_new_tokens)[0]
+    count = 0
+    while count < options.max_new_tokens and sequence.room:
         if cancelled is not None and cancelled():
+            break
+        most = min(burst, sequence.room, options.max_new_tokens - count)
+        chosen, ended = _next_tokens(sequence, pending, options, stop_ids, luck[count:][:most])
+        yield from chosen
+        if ended:
             return
-        uniform = None if luck is None else float(luck[count])
-        token = choose(logits.double().numpy(), options, sequence.ids, uniform)
-        if token in stop_ids:
-            return
-        yield token
-        if not sequence.room:
-            return
-        logits = sequence.read([token])
+        pending = chosen[-1]
+        count += len(chosen)
+    if not count and sequence.room:
+        sequence.read([pending], wanted=False)
+
+
+def _next_tokens(
+    sequence: TokenSequence,
+    pending: int,
+    options: SamplingOptions,
+    stop_ids: Sequence[int],
+    uniforms: NDArray[np.float64],
+) -> tuple[list[int], bool]:
+    """Read what is pending and choose; one token where the executor only reads."""
+    executor = sequence.executor
+    if isinstance(executor, SamplingExecutor):
+        position = len(sequence.ids)
+        chosen, ended = executor.generate(
+            pending, sequence.slot, position, sequence.ids, options, stop_ids, uniforms
+        )
+        # All but the last were read, and the last too when it led to a token that stops.
+        sequence.ids += [pending, *chosen][: len(chosen) + ended]
+        return chosen, ended
+    logits = sequence.read([pending])
+    token = choose(
+        logits.double().numpy(),
+        options,
+        sequence.ids,
+        float(uniforms[0]) if options.temperature else None,
+    )
+    return ([], True) if token in stop_ids else ([token], False)
 
 
 def choose(

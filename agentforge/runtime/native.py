@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from agentforge_kernels import (
     Int8Weight,
@@ -20,6 +21,7 @@ from agentforge_kernels.arena import place_consecutively
 from agentforge_kernels.native import extension, unavailable_reason
 from agentforge_kernels.native.threads import default_threads
 from agentforge_kernels.native_backend import NativeBackend
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +39,7 @@ from agentforge.runtime.plan import (
     Span,
     Step,
 )
+from agentforge.runtime.sampling_options import SamplingOptions
 from agentforge.runtime.states import BlockedCaches, CacheType, MemoryStates
 
 RECORD, DOUBLES = 32, 28
@@ -158,6 +161,58 @@ class NativeExecutor:
         if self._native.plan_head(self._handle, len(wanted), threads) >= 0:
             raise FloatingPointError("the answer met NaN or infinity")
         return self._buffers["logits"][: len(wanted)]
+
+    def generate(
+        self, token: int, sequence: int, position: int, seen: Sequence[int],
+        options: SamplingOptions, stop_ids: Sequence[int], uniforms: NDArray[np.float64],
+    ) -> tuple[list[int], bool]:  # fmt: skip
+        """Read a token, choose the next, and so on, in one call for all `uniforms`.
+
+        Args:
+            token: Read first.
+            sequence: Its sequence.
+            position: Its position.
+            seen: Tokens read before, for the repetition penalty.
+            options: How to choose.
+            stop_ids: Tokens that end it; they are not among the chosen.
+            uniforms: A number in [0, 1) for every token, float64.
+
+        Returns:
+            The chosen tokens; the last was not read yet unless it ended. Whether it ended.
+
+        Raises:
+            ValueError: A token, sequence or position out of range.
+            FloatingPointError: NaN or infinity met a matrix.
+        """
+        count, limit = len(uniforms), self.plan.vocab_size
+        for name, value, most in (
+            ("id", token, limit), ("sequence", sequence, self.sequences),
+            ("position", position + count - 1, self.plan.context),
+        ):  # fmt: skip
+            if not 0 <= value < most or position < 0:
+                raise ValueError(f"{name} {value}; allowed: 0 to {most - 1}")
+        forbidden, stop = (np.array(ids, dtype=np.int32) for ids in (options.forbidden, stop_ids))
+        if forbidden.size and not 0 <= forbidden.min() <= forbidden.max() < limit:
+            raise ValueError(f"forbidden {options.forbidden}; allowed: 0 to {limit - 1}")
+        read = np.empty(len(seen) + count, dtype=np.int32)
+        read[: len(seen)] = seen
+        chosen = np.empty(count, dtype=np.int32)
+        told = np.array(
+            [*map(_bits, (options.temperature, options.top_p, options.repetition_penalty)),
+             options.top_k, forbidden.ctypes.data, len(forbidden), stop.ctypes.data, len(stop)],
+            dtype=np.int64,
+        )  # fmt: skip
+        place = np.array([token, sequence, position, count, len(seen)], dtype=np.int64)
+        luck = np.ascontiguousarray(uniforms, dtype=np.float64)
+        self._count = 1
+        done: int = self._native.plan_generate(
+            self._handle, told.ctypes.data, place.ctypes.data, luck.ctypes.data,
+            self._buffers["logits"].data_ptr(), limit, read.ctypes.data, chosen.ctypes.data,
+            self._steps.data_ptr(), default_threads(),
+        )  # fmt: skip
+        if done < 0:
+            raise FloatingPointError(f"position {position - 1 - done} met NaN or infinity")
+        return chosen[:done].tolist(), done < count
 
     def start_timing(self) -> None:
         """From now on the time of every step is added up, which costs 0.05 us a step."""

@@ -10,6 +10,7 @@
 #include "block_sparse.hpp"
 #include "plan_floats.hpp"
 #include "quantize.hpp"
+#include "sampler.hpp"
 
 namespace agentforge {
 
@@ -115,6 +116,23 @@ class Plan {
     return bad_;
   }
 
+  // Reads `token`, chooses the next, and so on, for `count` tokens at most. Tokens read are appended to `seen`, which
+  // holds `seen_count` and has room; those chosen go to `chosen`. Returns how many were: fewer where one stops (it is
+  // not among them). After NaN or infinity: -1 - how many were good.
+  int64_t generate(const SamplerOptions& options, int32_t token, int32_t sequence, int32_t position, int64_t count,
+                   const double* uniforms, const float* logits, int64_t vocab_size, int32_t* seen, int64_t seen_count,
+                   int32_t* chosen, int32_t* steps_taken, int threads) {
+    for (int64_t done = 0; done < count; ++done, ++position) {
+      seen[seen_count++] = token;
+      if (read({1, &token, &sequence, &position}, steps_taken, threads) != kAllFinite) return -1 - done;
+      if (head(1, threads) != kAllFinite) return -1 - done;
+      const int64_t next = sampler_.choose(logits, vocab_size, options, seen, seen_count, uniforms[done]);
+      if (options.stops(next)) return done;
+      chosen[done] = token = static_cast<int32_t>(next);
+    }
+    return count;
+  }
+
   // From now on the nanoseconds of every record are added up in `spent` [records]; null: no more.
   void time_steps(int64_t* spent) { spent_ = spent; }
 
@@ -132,6 +150,7 @@ class Plan {
   PlanTokens tokens_{};
   int threads_ = 1;
   int64_t bad_ = kAllFinite;
+  Sampler sampler_;
   int64_t record_count_ = 0;
   int64_t* spent_ = nullptr;
   std::vector<uint8_t> active_;
