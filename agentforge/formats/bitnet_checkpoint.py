@@ -7,13 +7,20 @@ and read tensor by tensor, so that a model of 2 billion parameters never lies in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from agentforge_kernels import KernelInputError, PackedTernary, pack, quantize_weights
+from agentforge_kernels import (
+    Int8Weight,
+    KernelInputError,
+    PackedTernary,
+    pack,
+    quantize_int8,
+    quantize_weights,
+)
 from agentforge_kernels.huggingface import ScaleConvention, from_huggingface, scale_convention
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,6 +29,8 @@ from agentforge.errors import CheckpointError
 from agentforge.formats.json_object import read_json_object
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+ROWS = 1024
+"""Of a matrix that is read in parts; a multiple of 64."""
 REMEDY = "name a directory that transformers saved a BitNetForCausalLM in"
 
 
@@ -87,6 +96,44 @@ class BitNetCheckpoint:
             )
         return found
 
+    def require(self, name: str) -> None:
+        """Complain now of a tensor that is read later.
+
+        Raises:
+            CheckpointError: It is missing.
+        """
+        if name not in self._files:
+            raise CheckpointError(f"{self.folder}: tensor {name} is missing", remedy=REMEDY)
+
+    def mapped(self, name: str, *shape: int) -> Tensor:
+        """A bfloat16 tensor as it lies in the file, mapped and not looked at; others in float32.
+
+        Raises:
+            CheckpointError: As `tensor`; of a mapped one NaN is not noticed.
+        """
+        found = self._raw(name)
+        if found.dtype == torch.bfloat16 and tuple(found.shape) == shape:
+            return found
+        return self.tensor(name, *shape)
+
+    def int8_rows(self, name: str, rows: int, columns: int) -> Iterator[Int8Weight]:
+        """A float matrix in int8 with a scale a row, `ROWS` rows at a time.
+
+        Raises:
+            CheckpointError: As `tensor`.
+        """
+        for first in range(0, rows, ROWS):
+            # Opened anew each time, so that what was read does not stay mapped.
+            whole = self._raw(name)
+            if tuple(whole.shape) != (rows, columns):
+                whole = self.tensor(name, rows, columns)
+            part = whole[first : first + ROWS].float()
+            if not bool(torch.isfinite(part).all()):
+                raise CheckpointError(
+                    f"{self._files[name]}: {name} holds NaN or infinity", remedy=REMEDY
+                )
+            yield quantize_int8(part)
+
     def ternary(self, name: str, rows: int, columns: int) -> PackedTernary:
         """The matrix of a projection by its module's name.
 
@@ -111,9 +158,8 @@ class BitNetCheckpoint:
         return packed
 
     def _raw(self, name: str) -> Tensor:
-        path = self._files.get(name)
-        if path is None:
-            raise CheckpointError(f"{self.folder}: tensor {name} is missing", remedy=REMEDY)
+        self.require(name)
+        path = self._files[name]
         try:
             with safe_open(path, framework="pt") as file:
                 found: Tensor = file.get_tensor(name)

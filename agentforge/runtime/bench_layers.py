@@ -10,7 +10,7 @@ from agentforge_kernels import PackedTernary, unpack, zero_tile_share
 from agentforge.formats.packed import PackedModel
 from agentforge.runtime.generate import TokenSequence
 from agentforge.runtime.native import NativeExecutor
-from agentforge.runtime.plan import DecodePlan
+from agentforge.runtime.plan import DecodePlan, loaded
 
 TOKENS = 16
 """Tokens a round; the executors take turns from round to round."""
@@ -70,7 +70,7 @@ def time_layers(packed: PackedModel, plan: DecodePlan, rounds: int) -> list[Laye
     forms = executors["used"].forms
     layers = []
     for step in plan.linears():
-        weight = step.weight
+        weight = loaded(step.weight)
         ternary = weight if isinstance(weight, PackedTernary) else None
         layers.append(
             LayerTime(

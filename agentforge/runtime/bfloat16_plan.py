@@ -9,7 +9,7 @@ import torch
 from agentforge_kernels import Int8Weight, PackedTernary, unpack
 from torch import Tensor
 
-from agentforge.runtime.plan import DecodePlan, Linear, Step, Weight
+from agentforge.runtime.plan import DecodePlan, Linear, Step, Weight, loaded
 
 
 def in_bfloat16(plan: DecodePlan) -> DecodePlan:
@@ -30,7 +30,8 @@ def in_bfloat16(plan: DecodePlan) -> DecodePlan:
 
 def _steps(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(
-        replace(s, weight=_dequantised(s.weight)) if isinstance(s, Linear) else s for s in steps
+        replace(s, weight=_dequantised(loaded(s.weight))) if isinstance(s, Linear) else s
+        for s in steps
     )
 
 

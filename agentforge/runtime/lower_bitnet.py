@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Literal
 
-from agentforge_kernels import Int8Weight, PackedTernary, quantize_int8
+from agentforge_kernels import PackedTernary
 from torch import Tensor
 
 from agentforge.formats.bitnet_checkpoint import BitNetCheckpoint
@@ -16,6 +16,7 @@ from agentforge.runtime.plan import (
     Attend,
     CacheShape,
     DecodePlan,
+    DeferredWeight,
     Embed,
     Linear,
     Norm,
@@ -34,7 +35,7 @@ def lower_bitnet(
 
     Args:
         checkpoint: The opened directory.
-        head: Embedding and head in int8 with a scale a row, or as they are.
+        head: The head in int8 with a scale a row, or as it is.
         context: Positions to make room for; 0: all the model has.
 
     Raises:
@@ -47,27 +48,38 @@ def lower_bitnet(
     x, normed = Span("x", 0, d), Span("normed", 0, d)
     mixed, hidden = Span("mixed", 0, queries), Span("hidden", 0, f)
     wide = queries + 2 * keys
-    table = _rows(checkpoint, "model.embed_tokens.weight", head)
+    embedding = "model.embed_tokens.weight"
+    table = checkpoint.mapped(embedding, shapes.vocab_size, d)
     steps: list[Step] = [Embed(table, x)]
     for i in range(shapes.layers):
         name = f"model.layers.{i}"
 
-        def matrix(part: str, rows: int, columns: int, name: str = name) -> PackedTernary:
-            return checkpoint.ternary(f"{name}.{part}", rows, columns)
+        def matrices(columns: int, *parts: tuple[str, int], name: str = name) -> DeferredWeight:
+            """Matrices of one input as one, read when an executor asks."""
+
+            def read() -> Iterator[PackedTernary]:
+                yield stacked(
+                    [checkpoint.ternary(f"{name}.{p}", rows, columns) for p, rows in parts]
+                )
+
+            for part, _ in parts:
+                checkpoint.require(f"{name}.{part}.weight")
+            return DeferredWeight(sum(rows for _, rows in parts), columns, "ternary", read)
 
         def norm(part: str, src: Span, out: Span, name: str = name) -> Norm:
             weight = checkpoint.tensor(f"{name}.{part}.weight", src.width)
             return Norm(src, weight, shapes.eps, out)
 
-        attention = [
-            matrix("self_attn.q_proj", queries, d),
-            matrix("self_attn.k_proj", keys, d),
-            matrix("self_attn.v_proj", keys, d),
-        ]
-        feed = [matrix("mlp.gate_proj", f, d), matrix("mlp.up_proj", f, d)]
+        attention = matrices(
+            d,
+            ("self_attn.q_proj", queries),
+            ("self_attn.k_proj", keys),
+            ("self_attn.v_proj", keys),
+        )
+        feed = matrices(d, ("mlp.gate_proj", f), ("mlp.up_proj", f))
         steps += [
             norm("input_layernorm", x, normed),
-            _product(f"{name}.qkv", normed, attention, Span("projected", 0, wide)),
+            Linear(f"{name}.qkv", normed, attention, Span("projected", 0, wide)),
             Attend(
                 Span("projected", 0, queries),
                 Span("projected", queries, keys),
@@ -79,22 +91,22 @@ def lower_bitnet(
                 cache=i,
             ),
             norm("self_attn.attn_sub_norm", mixed, mixed),
-            Linear(f"{name}.o", mixed, matrix("self_attn.o_proj", d, queries), x, residual=x),
+            Linear(f"{name}.o", mixed, matrices(queries, ("self_attn.o_proj", d)), x, residual=x),
             norm("post_attention_layernorm", x, normed),
-            _product(f"{name}.gate_up", normed, feed, Span("gated", 0, 2 * f)),
+            Linear(f"{name}.gate_up", normed, feed, Span("gated", 0, 2 * f)),
             Activate(Span("gated", 0, f), Span("gated", f, f), hidden, shapes.squared_relu),
             norm("mlp.ffn_sub_norm", hidden, hidden),
             Linear(
                 f"{name}.down",
                 hidden,
-                matrix("mlp.down_proj", d, f),
+                matrices(f, ("mlp.down_proj", d)),
                 x,
                 residual=x,
                 zero_activations=DOWN_ZEROS if shapes.squared_relu else 0.0,
             ),
         ]
     answer = Span("answer", 0, d)
-    out = table if shapes.tied else _rows(checkpoint, "lm_head.weight", head)
+    out = _head(checkpoint, embedding if shapes.tied else "lm_head.weight", head)
     norm_weight = checkpoint.tensor("model.norm.weight", d)
     cos, sin = rotary_tables(context, shapes.head_width, shapes.rope_theta)
     return DecodePlan(
@@ -124,14 +136,11 @@ def lower_bitnet(
     )
 
 
-def _product(name: str, src: Span, matrices: Sequence[PackedTernary], out: Span) -> Linear:
-    """Products of one input as one."""
-    return Linear(name, src, stacked(matrices), out)
-
-
-def _rows(
+def _head(
     checkpoint: BitNetCheckpoint, name: str, head: Literal["float", "int8"]
-) -> Int8Weight | Tensor:
-    shapes = checkpoint.shapes
-    weight = checkpoint.tensor(name, shapes.vocab_size, shapes.width)
-    return quantize_int8(weight) if head == "int8" else weight
+) -> DeferredWeight | Tensor:
+    rows, columns = checkpoint.shapes.vocab_size, checkpoint.shapes.width
+    if head == "float":
+        return checkpoint.tensor(name, rows, columns)
+    checkpoint.require(name)
+    return DeferredWeight(rows, columns, "int8", lambda: checkpoint.int8_rows(name, rows, columns))

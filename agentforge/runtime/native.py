@@ -17,7 +17,7 @@ from agentforge_kernels import (
     to_columns,
     zero_tile_share,
 )
-from agentforge_kernels.arena import place_consecutively
+from agentforge_kernels.arena import Arena
 from agentforge_kernels.native import extension, unavailable_reason
 from agentforge_kernels.native.threads import default_threads
 from agentforge_kernels.native_backend import NativeBackend
@@ -32,21 +32,23 @@ from agentforge.runtime.plan import (
     Attend,
     Blend,
     DecodePlan,
+    DeferredWeight,
     Embed,
     Linear,
     Norm,
     Remember,
     Span,
     Step,
+    Weight,
+    loaded,
 )
 from agentforge.runtime.sampling_options import SamplingOptions
 from agentforge.runtime.states import BlockedCaches, CacheType, MemoryStates
 
 RECORD, DOUBLES = 32, 28
 """64-bit numbers of a record, and where its doubles begin (native/plan.hpp)."""
-EMBED, EMBED_INT8, NORM, TERNARY, INT8, FLOAT, ATTEND, REMEMBER, BLEND, ACTIVATE, BFLOAT16 = range(
-    11
-)
+EMBED, EMBED_INT8, NORM, TERNARY, INT8, FLOAT, ATTEND, REMEMBER, BLEND, ACTIVATE = range(10)
+BFLOAT16, EMBED_BFLOAT16 = 10, 11
 CACHE_TYPES: tuple[CacheType, ...] = ("float32", "bfloat16", "int8")
 """In the order of native/float_attention.hpp."""
 FLOAT_ROWS = 64
@@ -108,7 +110,13 @@ class NativeExecutor:
         self._numbers = self._places.numpy()
         self._addresses = [self._places[i].data_ptr() for i in range(3)]
         self._steps = torch.zeros(tokens, dtype=torch.int32)
-        self._place_weights()
+        self._arena = Arena(
+            [
+                extension.panels_bytes(s.out.width, s.src.width)
+                for s in plan.linears()
+                if _is_ternary(s.weight)
+            ]
+        )
         self._handle = self._create()
         weakref.finalize(self, extension.plan_destroy, self._handle)
 
@@ -231,17 +239,6 @@ class NativeExecutor:
         """Bytes of weights as they lie in memory for the kernels."""
         return sum(t.nbytes for t in self._kept)
 
-    def _place_weights(self) -> None:
-        """Panels of all ternary matrices one after the other, in the order of execution."""
-        linears = [s for s in self.plan.linears() if isinstance(s.weight, PackedTernary)]
-        panels = [
-            self._backend.lay_out_dense(s.weight.codes, s.weight.columns)[0]
-            for s in linears
-            if isinstance(s.weight, PackedTernary)
-        ]
-        placed = place_consecutively(panels) if panels else []
-        self._panels = {id(s): p for s, p in zip(linears, placed, strict=True)}
-
     def _create(self) -> int:
         plan, recursion = self.plan, self.plan.recursion
         blocks = recursion.blocks if recursion else ()
@@ -337,11 +334,12 @@ class NativeExecutor:
         if isinstance(table, Int8Weight):
             return [EMBED_INT8, self._keep(table.weight), table.columns, *self._span(step.out),
                     self._keep(table.scale.expand(table.rows))]  # fmt: skip
-        return [EMBED, self._keep(table), table.shape[1], *self._span(step.out)]
+        kind = EMBED_BFLOAT16 if table.dtype == torch.bfloat16 else EMBED
+        return [kind, self._keep(table), table.shape[1], *self._span(step.out)]
 
     def _linear(self, step: Linear) -> list[int]:
-        weight = step.weight
         residual = (0, 0) if step.residual is None else self._span(step.residual)
+        weight = step.weight
         if isinstance(weight, Tensor):
             halves = weight.dtype == torch.bfloat16
             self.forms[step.name] = "bfloat16" if halves else "float"
@@ -354,15 +352,34 @@ class NativeExecutor:
                     int(step.activation == "sigmoid")]  # fmt: skip
         if step.bias is not None or step.activation != "none":
             raise NotImplementedError(f"{step.name}: bias and activation of float matrices only")
-        scale = self._keep(weight.scale)
-        start = [*self._span(step.src), weight.columns, weight.rows]
-        end = [scale, int(weight.scale.numel() > 1), *self._span(step.out), *residual]
-        if isinstance(weight, Int8Weight):
+        start = [*self._span(step.src), step.src.width, step.out.width]
+        end = [*self._span(step.out), *residual]
+        if not _is_ternary(weight):
             self.forms[step.name] = "int8"
-            lanes = self._keep(self._backend.lay_out_int8(weight.weight)[0])
-            return [INT8, *start, lanes, self._keep(weight.scale.expand(weight.rows)), 1, *end[2:]]
-        return [TERNARY, *start, self._keep(self._panels[id(step)]), *end, 0,
-                *self._sparse_forms(step, weight)]  # fmt: skip
+            lanes, scale = self._int8(step)
+            return [INT8, *start, lanes, scale, 1, *end]
+        ternary = loaded(weight)
+        assert isinstance(ternary, PackedTernary)
+        panels = self._backend.lay_out_dense(ternary.codes, ternary.columns)[0]
+        scale = self._keep(ternary.scale)
+        return [TERNARY, *start, self._keep(self._arena.place(panels)), scale,
+                int(ternary.scale.numel() > 1), *end, 0,
+                *self._sparse_forms(step, ternary)]  # fmt: skip
+
+    def _int8(self, step: Linear) -> tuple[int, int]:
+        """Addresses of lanes and scales of an int8 matrix, laid out part by part."""
+        weight, rows = step.weight, step.out.width
+        parts = weight.parts() if isinstance(weight, DeferredWeight) else iter((weight,))
+        lanes = torch.empty(self._native.lanes_bytes(rows, step.src.width), dtype=torch.uint8)
+        scale = torch.empty(rows)
+        row = byte = 0
+        for part in parts:
+            assert isinstance(part, Int8Weight)
+            laid = self._backend.lay_out_int8(part.weight)[0]
+            lanes[byte : byte + laid.numel()] = laid
+            scale[row : row + part.rows] = part.scale
+            row, byte = row + part.rows, byte + laid.numel()
+        return self._keep(lanes), self._keep(scale)
 
     def _sparse_forms(self, step: Linear, weight: PackedTernary) -> list[int]:
         """Most tokens and addresses of the column form and of the tiles, where they pay."""
@@ -402,6 +419,12 @@ class NativeExecutor:
         tensor = tensor.contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def _is_ternary(weight: Weight | DeferredWeight) -> bool:
+    if isinstance(weight, DeferredWeight):
+        return weight.kind == "ternary"
+    return isinstance(weight, PackedTernary)
 
 
 def _bits(value: float) -> int:

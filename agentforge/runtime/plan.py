@@ -18,14 +18,48 @@ A decoder without recursion (Hugging Face) has a prelude and a head only.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from agentforge_kernels import Int8Weight, PackedTernary
 from torch import Tensor
 
 Weight = PackedTernary | Int8Weight | Tensor
-"""Ternary, int8 with a scale a row, or float32 ``[rows, columns]``."""
+"""Ternary, int8 with a scale a row, or float32 or bfloat16 ``[rows, columns]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredWeight:
+    """A matrix that is read when an executor is built, so that a large model never lies in memory
+    twice.
+
+    Attributes:
+        rows, columns: Its shape.
+        kind: What its parts are.
+        parts: Reads it: blocks of rows from the first to the last, all but the last a multiple of
+            64 rows high. A ternary one is a single part.
+    """
+
+    rows: int
+    columns: int
+    kind: Literal["ternary", "int8"]
+    parts: Callable[[], Iterator[PackedTernary | Int8Weight]]
+
+    def load(self) -> PackedTernary | Int8Weight:
+        """All of it at once."""
+        parts = list(self.parts())
+        if len(parts) == 1:
+            return parts[0]
+        matrices = [p for p in parts if isinstance(p, Int8Weight)]
+        weight = torch.cat([p.weight for p in matrices])
+        return Int8Weight(weight, torch.cat([p.scale.expand(p.rows) for p in matrices]))
+
+
+def loaded(weight: Weight | DeferredWeight) -> Weight:
+    """The weight itself."""
+    return weight.load() if isinstance(weight, DeferredWeight) else weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +98,7 @@ class Linear:
 
     name: str
     src: Span
-    weight: Weight
+    weight: Weight | DeferredWeight
     out: Span
     residual: Span | None = None
     bias: Tensor | None = None

@@ -23,6 +23,7 @@ from agentforge.runtime.plan import (
     Remember,
     Span,
     Step,
+    loaded,
 )
 from agentforge.runtime.states import CacheType, MemoryStates, as_cached
 
@@ -50,10 +51,9 @@ class ReferenceExecutor:
         self.values = [torch.zeros_like(k) for k in self.keys]
         self._cache: CacheType = cache
         self.steps = torch.zeros(0, dtype=torch.int64)
+        self._weights = {id(s): loaded(s.weight) for s in plan.linears()}
         self._trits = {
-            id(s.weight): unpack(s.weight)
-            for s in plan.linears()
-            if isinstance(s.weight, PackedTernary)
+            id(w): unpack(w) for w in self._weights.values() if isinstance(w, PackedTernary)
         }
         self._buffers: dict[str, Tensor] = {}
         self._ids = self._sequence = self._position = torch.zeros(0, dtype=torch.int64)
@@ -150,7 +150,7 @@ class ReferenceExecutor:
     def _linear(self, step: Linear) -> None:
         x = self._read(step.src).contiguous()
         residual = None if step.residual is None else self._read(step.residual).contiguous()
-        weight = step.weight
+        weight = self._weights[id(step)]
         if isinstance(weight, Tensor):
             y = F.linear(x, weight.float())
             y = y if residual is None else y + residual
@@ -227,4 +227,4 @@ class ReferenceExecutor:
 def _rows(table: Int8Weight | Tensor, ids: Tensor) -> Tensor:
     if isinstance(table, Int8Weight):
         return table.weight[ids].float() * table.scale[ids, None]
-    return table[ids]
+    return table[ids].float()

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from agentforge_kernels import Int8Weight, PackedTernary
+from agentforge_kernels import PackedTernary
 from agentforge_kernels.native import extension
+from torch import Tensor
 
-from agentforge.runtime.plan import Attend, DecodePlan, Embed, Linear, Remember, Step
+from agentforge.runtime.plan import (
+    Attend,
+    DecodePlan,
+    DeferredWeight,
+    Embed,
+    Linear,
+    Remember,
+    Step,
+)
 from agentforge.runtime.states import BlockedCaches
 
 PREFETCHES = (0, 1024, 4096)
@@ -59,12 +68,14 @@ def _bytes(steps: Sequence[Step], caches: BlockedCaches, context: int) -> int:
 
 def weight_bytes(step: Linear) -> int:
     """Bytes of a matrix and its scales as the dense kernels read them."""
-    weight = step.weight
-    if isinstance(weight, PackedTernary):
-        return weight.rows * weight.columns // 4 + weight.scale.nbytes
-    if isinstance(weight, Int8Weight):
-        return weight.weight.nbytes + weight.scale.nbytes
-    return weight.nbytes
+    weight, rows, columns = step.weight, step.out.width, step.src.width
+    if isinstance(weight, Tensor):
+        return weight.nbytes
+    ternary = isinstance(weight, PackedTernary) or (
+        isinstance(weight, DeferredWeight) and weight.kind == "ternary"
+    )
+    # A scale a row in float32.
+    return rows * columns // (4 if ternary else 1) + 4 * rows
 
 
 def read_seconds(size: int, threads: int, rounds: int = 7) -> float:

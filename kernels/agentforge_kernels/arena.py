@@ -16,6 +16,26 @@ ALIGNMENT = 64
 """Bytes: each tensor begins on a cache line (and a 512-bit register's natural boundary)."""
 
 
+class Arena:
+    """A block of memory that is filled from its beginning.
+
+    Args:
+        sizes: Bytes of the tensors that will be placed, in this order.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        self._memory = torch.empty(total + ALIGNMENT, dtype=torch.uint8, device="cpu")
+        self._next = -self._memory.data_ptr() % ALIGNMENT
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy behind the last one: a view that keeps the block alive."""
+        end = self._next + tensor.nbytes
+        view = self._memory[self._next : end].view(tensor.dtype).view(tensor.shape)
+        self._next += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        return view.copy_(tensor)
+
+
 def place_consecutively(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy laid-out weights into one block, one after the other.
 
@@ -25,16 +45,5 @@ def place_consecutively(tensors: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         Tensors equal to the given ones, views of one block that lives as long as any of them.
     """
-    starts = []
-    end = 0
-    for tensor in tensors:
-        starts.append(end)
-        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    memory = torch.zeros(end + ALIGNMENT, dtype=torch.uint8, device="cpu")
-    offset = -memory.data_ptr() % ALIGNMENT
-    placed = []
-    for tensor, start in zip(tensors, starts, strict=True):
-        begin = offset + start
-        view = memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        placed.append(view.copy_(tensor))
-    return placed
+    arena = Arena([tensor.nbytes for tensor in tensors])
+    return [arena.place(tensor) for tensor in tensors]

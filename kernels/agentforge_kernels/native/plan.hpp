@@ -26,6 +26,7 @@ enum StepKind : int64_t {
   kBlendStep = 8,
   kActivateStep = 9,
   kLinearBfloat16 = 10,
+  kEmbedBfloat16 = 11,
 };
 
 constexpr int64_t kRecord = 32;  // [0] kind, [1..27] whole numbers and addresses, [28..31] doubles as bits
@@ -273,6 +274,13 @@ class Plan {
         for (int64_t t = 0; t < count; ++t)
           std::memcpy(s.span(3, t), s.address<const float>(1) + tokens_.ids[t] * s.at(2),
                       static_cast<size_t>(s.at(2)) * 4);
+        return;
+      case kEmbedBfloat16:
+        for (int64_t t = 0; t < count; ++t) {
+          const uint16_t* const row = s.address<const uint16_t>(1) + tokens_.ids[t] * s.at(2);
+          for (int64_t i = 0; i < s.at(2); ++i)
+            s.span(3, t)[i] = float_from_bits(static_cast<uint32_t>(row[i]) << 16);
+        }
         return;
       case kEmbedInt8:  // table, width, out span, scale
         for (int64_t t = 0; t < count; ++t) {
