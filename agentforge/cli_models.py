@@ -168,6 +168,8 @@ def chat(
 ) -> ExitCode:
     """Chat with a packed MODEL: its directory, the run that made it, or latest.
 
+    A Hugging Face BitNet directory with its tokenizer is a MODEL too.
+
     On a terminal, or one turn a line from a pipe. Thinking and showing thoughts are two things:
     hidden thoughts still help.
     """

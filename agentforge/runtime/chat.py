@@ -10,10 +10,8 @@ from typing import Literal
 
 from agentforge_kernels.native import extension
 
-from agentforge.data.example import prompt_text
-from agentforge.formats.packed import PackedModel, read_packed
+from agentforge.runtime.chat_model import ChatModel, open_chat_model
 from agentforge.runtime.generate import Executor, TokenSequence, generate
-from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
 from agentforge.runtime.reference import ReferenceExecutor
 from agentforge.runtime.sampling_options import SamplingOptions
@@ -84,22 +82,22 @@ class Chat:
     again.
 
     Args:
-        packed: The model.
+        model: The model.
         options: How it answers.
         system: Text before the first turn; empty: none.
     """
 
-    def __init__(self, packed: PackedModel, options: ChatOptions, system: str = "") -> None:
-        self.packed = packed
+    def __init__(self, model: ChatModel, options: ChatOptions, system: str = "") -> None:
+        self.model = model
         self.options = options
         self.system = system
         self.turns: list[Turn] = []
-        plan = lower_packed(packed)
+        plan = model.plan
         self.executor: Executor = (
             ReferenceExecutor(plan) if extension is None else NativeExecutor(plan)
         )
-        self._sequence = TokenSequence(self.executor, packed.shapes.context)
-        self._reader = ThoughtReader(packed.tokenizer)
+        self._sequence = TokenSequence(self.executor, plan.context)
+        self._reader = ThoughtReader(model.tokenizer)
         self._pending: list[int] = []
         self._said: list[list[int]] = []
         self.last: Turn | None = None
@@ -115,12 +113,12 @@ class Chat:
             cancelled: Asked before every token.
         """
         began = time.perf_counter()
-        tokenizer, packed = self.packed.tokenizer, self.packed
-        limit = self.options.max_new_tokens or packed.generation.max_new_tokens
+        model = self.model
+        limit = self.options.max_new_tokens or model.generation.max_new_tokens
         ids = self._prompt_ids(prompt)
         forgot = self._make_room(ids, limit)
-        forbidden = () if self.options.thoughts else tokenizer.thinking_ids
-        default = packed.generation.temperature
+        forbidden = () if self.options.thoughts else model.forbidden
+        default = model.generation.temperature
         temperature = self.options.temperature
         options = SamplingOptions(
             temperature=default if temperature is None else temperature,
@@ -145,7 +143,7 @@ class Chat:
                 self._sequence,
                 given,
                 options,
-                stop_ids=(tokenizer.eos_id,),
+                stop_ids=model.stop_ids,
                 cancelled=_noting(cancelled, stopped),
             ):
                 written.append(token)
@@ -179,7 +177,7 @@ class Chat:
         """The turn, read as thought and answer."""
         ended = not cancelled and len(written) < limit and self._sequence.room > 0
         answered = self._reader.read(written, ended)
-        decode = self.packed.tokenizer.decode
+        decode = self.model.tokenizer.decode
         self.last = Turn(
             prompt=prompt,
             answer=decode(answered.answer).strip(),
@@ -196,12 +194,8 @@ class Chat:
     def _prompt_ids(self, prompt: str) -> list[int]:
         """The turn in the chat template; a later one begins on a line of its own."""
         clean = prompt.encode("utf-8", "replace").decode("utf-8")
-        text = prompt_text(clean) or "Q: \nA:"
-        if not self._said:
-            text = f"{self.system}\n{text}" if self.system else text
-        else:
-            text = f"\n{text}"
-        return self.packed.tokenizer.encode(text)
+        first = not self._said
+        return self.model.turn_ids(clean, self.system if first else "", first)
 
     def _make_room(self, ids: list[int], limit: int) -> int:
         """Leave out the oldest turns when the next one would not fit; how many."""
@@ -224,19 +218,19 @@ class Chat:
     def _part(self, written: list[int]) -> tuple[Literal["thought", "answer"], str]:
         """What is being written now, and its text so far."""
         answered = self._reader.read(written, ended=False)
-        decode = self.packed.tokenizer.decode
+        decode = self.model.tokenizer.decode
         if answered.opened and not answered.answer:
             return "thought", decode(answered.thought)
         return "answer", decode(answered.answer).lstrip()
 
 
 def open_chat(folder: Path, options: ChatOptions, system: str = "") -> Chat:
-    """Begin a chat with a packed model directory.
+    """Begin a chat with a packed model directory, or a Hugging Face BitNet directory.
 
     Raises:
         CheckpointError: The directory is missing or damaged.
     """
-    return Chat(read_packed(folder), options, system)
+    return Chat(open_chat_model(folder), options, system)
 
 
 def _noting(cancelled: Callable[[], bool] | None, noted: list[str]) -> Callable[[], bool] | None:

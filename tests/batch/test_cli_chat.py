@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentforge.formats.packed import read_packed
-from agentforge.runtime.chat import Chat, ChatOptions
+from agentforge.runtime.chat import Chat, ChatOptions, open_chat
 from tests.unit.test_packed_directory import save, ternary_model
 
 
@@ -24,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chat(model: Path, **options: object) -> Chat:
     given = {"temperature": 0.0, "max_new_tokens": 6, **options}
-    return Chat(read_packed(model), ChatOptions(**given))  # type: ignore[arg-type]
+    return open_chat(model, ChatOptions(**given))  # type: ignore[arg-type]
 
 
 def run(
@@ -40,7 +39,7 @@ def test_turns_continue_each_other(model: Path) -> None:
     for prompt in ("remember 2 0.", "what did i say?"):
         "".join(p.text for p in session.say(prompt))
     read = list(session._sequence.ids)
-    tokenizer = session.packed.tokenizer
+    tokenizer = session.model.tokenizer
     text = tokenizer.decode(read, skip_special=False)
     assert text.lower().count("q:") == 2
     assert "remember 2 0" in text
@@ -90,7 +89,7 @@ def test_a_cancelled_reply_is_kept_and_the_chat_goes_on(model: Path) -> None:
     list(session.say("add 5 6."))
     assert session.turns[-1].prompt == "add 5 6."
     ids = session._sequence.ids
-    prompt = session.packed.tokenizer.encode("\nQ: add 5 6.\nA:")
+    prompt = session.model.tokenizer.encode("\nQ: add 5 6.\nA:")
     assert ids[read + left : read + left + len(prompt)] == prompt
     assert written >= 1
 
