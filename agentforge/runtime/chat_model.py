@@ -93,6 +93,11 @@ def _huggingface(folder: Path) -> ChatModel:
         raise CheckpointError(
             f"{folder}: its tokenizer cannot be read: {error}", remedy=REMEDY
         ) from error
+    known, rows = len(theirs), checkpoint.shapes.vocab_size
+    if known > rows:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {known} tokens, the model {rows}", remedy=REMEDY
+        )
 
     def turn(prompt: str, system: str, first: bool) -> list[int]:
         if theirs.chat_template is None:
