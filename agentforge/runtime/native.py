@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from agentforge.errors import PreflightError
 from agentforge.model.memory import ERROR_LIMIT
+from agentforge.runtime.heap import return_free_memory
 from agentforge.runtime.plan import (
     Activate,
     Attend,
@@ -362,9 +363,13 @@ class NativeExecutor:
         assert isinstance(ternary, PackedTernary)
         panels = self._backend.lay_out_dense(ternary.codes, ternary.columns)[0]
         scale = self._keep(ternary.scale)
-        return [TERNARY, *start, self._keep(self._arena.place(panels)), scale,
+        record = [TERNARY, *start, self._keep(self._arena.place(panels)), scale,
                 int(ternary.scale.numel() > 1), *end, 0,
                 *self._sparse_forms(step, ternary)]  # fmt: skip
+        if isinstance(weight, DeferredWeight):
+            del ternary, panels
+            return_free_memory()
+        return record
 
     def _int8(self, step: Linear) -> tuple[int, int]:
         """Addresses of lanes and scales of an int8 matrix, laid out part by part."""
@@ -379,6 +384,8 @@ class NativeExecutor:
             lanes[byte : byte + laid.numel()] = laid
             scale[row : row + part.rows] = part.scale
             row, byte = row + part.rows, byte + laid.numel()
+        del parts
+        return_free_memory()
         return self._keep(lanes), self._keep(scale)
 
     def _sparse_forms(self, step: Linear, weight: PackedTernary) -> list[int]:
