@@ -9,7 +9,7 @@ SEED ?= 42
 QUESTION ?= 'add 3 5 9 2.'
 GATE_MISSED := 4
 
-.PHONY: demo test lint bench bench-merge bench-thoughts bench-kernels sanitize clean test-newest-triton
+.PHONY: demo test lint bench bench-decode bench-merge bench-thoughts bench-kernels sanitize clean test-newest-triton
 
 # The native extension, and CMake and Ninja where the system has none.
 NATIVE := CMakeLists.txt $(wildcard kernels/agentforge_kernels/native/*.[ch]pp)
@@ -59,6 +59,10 @@ test-newest-triton: $(NEWEST_INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.bench_training
+
+# A token and a prompt of a random model, by every way to run it. PRESET=full needs DATA, a folder with GPT-2's tokenizer.
+bench-decode: $(INSTALLED)
+	$(BIN)/python -m bench.bench_decode --preset $(PRESET) $(if $(DATA),--data-dir $(DATA))
 
 # GB/s of each merge technique beside a copy, and evaluations a second of the merge search.
 bench-merge: $(INSTALLED)
