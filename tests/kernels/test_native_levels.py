@@ -35,6 +35,7 @@ PROBE = """
 import sys, torch
 from agentforge_kernels import native
 from agentforge_kernels.native_backend import NativeBackend
+from tests.kernels.native_level import NO_LEVEL
 assert native.extension.force_isa(int(sys.argv[1]), True)
 backend = NativeBackend(1)
 panels = torch.full((native.extension.panels_bytes(64, 32),), 0x55, dtype=torch.uint8)
@@ -59,7 +60,7 @@ def can_run(level: int) -> bool:
 @contextmanager
 def forced(level: int) -> Iterator[None]:
     if not can_run(level):
-        pytest.skip(f"this processor cannot run level {NAMES[level]}")
+        pytest.skip(f"{NO_LEVEL} {NAMES[level]}")
     assert extension.force_isa(level, True)
     try:
         yield

@@ -122,7 +122,8 @@ def test_report_has_every_gate_and_table(undisturbed: RunLayout) -> None:
     assert gates["bitnet.twin_agreement"].n >= 300
     speedup = gates["bitnet.speedup"]
     assert speedup.value is None or speedup.value > 0
-    assert speedup.n == (0 if speedup.value is None else 96)
+    # 3 sequences of 32 tokens, without the first of each burst of 8.
+    assert speedup.n == (0 if speedup.value is None else 84)
     tables = {t.name: t for t in phase.tables}
     assert set(tables) - {"evaluation/speed"} == {
         "evaluation/comparison",

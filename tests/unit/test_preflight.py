@@ -12,6 +12,8 @@ from agentforge.gpu import GpuState
 from agentforge.hardware import Ram
 from agentforge.preflight import check_run, disk_bytes_needed, planned_phases, require
 
+LATE = ('phases=["cognate", "quietstar"]', "until=bitnet")
+
 
 def config(*sets, preset="demo", data_dir=None) -> RunConfig:
     flags = {"data.data_dir": ("--data-dir", data_dir)} if data_dir else {}
@@ -50,7 +52,7 @@ def test_every_failure_is_named_with_its_remedy(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(preflight, "disk_free", lambda _: 10**6)
     monkeypatch.setattr(preflight, "ram", lambda: Ram(10**9, 10**7, True))
     checks = check_run(
-        config("resources.device=cuda", "until=bitnet", preset="full", data_dir="/no/such/folder"),
+        config("resources.device=cuda", *LATE, preset="full", data_dir="/no/such/folder"),
         blocked,
         phases=("cognate", "quietstar"),
     )
@@ -75,7 +77,7 @@ def test_every_failure_is_named_with_its_remedy(tmp_path: Path, monkeypatch):
 
 def test_one_failure_is_one_sentence(tmp_path: Path):
     with pytest.raises(PreflightError, match="^phases: until = bitnet is not among") as caught:
-        require(check_run(config("until=bitnet"), tmp_path))
+        require(check_run(config(*LATE), tmp_path))
     assert "add bitnet to phases" in caught.value.remedy
 
 
@@ -113,4 +115,4 @@ def test_records_need_a_folder_or_the_hub(tmp_path: Path):
 def test_phases_end_with_until():
     whole = config('phases=["cognate", "evomerge", "bitnet"]', "until=evomerge")
     assert planned_phases(whole) == ("cognate", "evomerge")
-    assert planned_phases(config()) == ("cognate", "evomerge", "quietstar")
+    assert planned_phases(config()) == ("cognate", "evomerge", "quietstar", "bitnet")

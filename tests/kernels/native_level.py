@@ -1,0 +1,3 @@
+"""What a test says that needs instructions of another processor."""
+
+NO_LEVEL = "this processor cannot run level"
