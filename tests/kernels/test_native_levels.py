@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tests.kernels.assembly import STACK, innermost_loops
 from tests.kernels.native_cases import activations_of, expected, extension, random_trits, unaligned
+from tests.kernels.native_level import NO_LEVEL
 
 NATIVE = Path(agentforge_kernels.__file__).parent / "native"
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -35,7 +36,6 @@ PROBE = """
 import sys, torch
 from agentforge_kernels import native
 from agentforge_kernels.native_backend import NativeBackend
-from tests.kernels.native_level import NO_LEVEL
 assert native.extension.force_isa(int(sys.argv[1]), True)
 backend = NativeBackend(1)
 panels = torch.full((native.extension.panels_bytes(64, 32),), 0x55, dtype=torch.uint8)
