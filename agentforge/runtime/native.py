@@ -291,8 +291,9 @@ class NativeExecutor:
         return handle
 
     def _scratch_floats(self) -> int:
-        """The vectors of a memory."""
-        return max([64, *(4 * m.width for m in self.plan.memories)])
+        """The vectors of a memory, or a key that is turned for all passes that are left."""
+        heads = [c.width // c.heads for c in self.plan.caches]
+        return max([64, *heads, *(4 * m.width for m in self.plan.memories)])
 
     def _record(self, step: Step) -> list[int]:
         match step:

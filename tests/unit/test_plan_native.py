@@ -146,3 +146,12 @@ def test_not_a_number_is_said(packed: PackedModel) -> None:
     executor.caches.keys[0][:] = float("nan")
     with pytest.raises(FloatingPointError, match="position 1"):
         executor.run([1], [0], [1], [0])
+
+
+def test_scratch_holds_a_head_wider_than_any_memory(packed: PackedModel) -> None:
+    """A key is turned there once everybody has halted; without memories nothing else asks for it."""
+    plan = lower_packed(packed)
+    wide = tuple(replace(c, width=200 * c.heads) for c in plan.caches)
+    executor = NativeExecutor(replace(plan, caches=wide, memories=plan.memories))
+    assert executor._scratch.numel() >= 200
+    assert all(executor._scratch.numel() >= 4 * m.width for m in plan.memories)
