@@ -56,6 +56,29 @@ def test_decoding_agrees_token_by_token(
     assert same >= 77
 
 
+@pytest.mark.parametrize("together", [1, 5])
+def test_what_halted_at_once_is_kept_for_every_pass(packed: PackedModel, together: int) -> None:
+    """All halt after a step: one pass fills the caches of the passes that are left, as if each had
+    been run."""
+    behaviour = replace(packed.behaviour, halting_threshold=0.0)
+    plan = lower_packed(replace(packed, behaviour=behaviour))
+    oracle, native = ReferenceExecutor(plan), NativeExecutor(plan)
+    for t in range(0, 5, together):
+        call = (ids(5)[t : t + together], [0] * together, list(range(t, t + together)), [])
+        oracle.run(*call)
+        native.run(*call)
+        assert native.steps.tolist() == oracle.steps.tolist() == [1] * together
+    width = plan.caches[0].width // plan.caches[0].heads
+    for cache in range(len(plan.caches)):
+        keys, values = native.caches.keys[cache][0], native.caches.values[cache][0]
+        # (heads, blocks, width, 16) and (heads, slots, padded) to (slots, heads x width)
+        found = keys.permute(1, 3, 0, 2).flatten(0, 1).flatten(1)[:5]
+        torch.testing.assert_close(found, oracle.keys[cache][0, :5], rtol=0, atol=0.05)
+        found = values[:, :5, :width].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(found, oracle.values[cache][0, :5], rtol=0, atol=0.05)
+        assert float(oracle.keys[cache][0, :5].abs().mean()) > 0.2
+
+
 def test_every_layer_has_the_bits_of_the_reference_given_its_input(packed: PackedModel) -> None:
     """Layer by layer: each integer product of the native run is recomputed from its input."""
     plan = lower_packed(packed)
@@ -149,7 +172,7 @@ def test_not_a_number_is_said(packed: PackedModel) -> None:
 
 
 def test_scratch_holds_a_head_wider_than_any_memory(packed: PackedModel) -> None:
-    """A key is turned there once everybody has halted; without memories nothing else asks for it."""
+    """A key is turned there once everybody has halted, even where there is no memory."""
     plan = lower_packed(packed)
     wide = tuple(replace(c, width=200 * c.heads) for c in plan.caches)
     executor = NativeExecutor(replace(plan, caches=wide, memories=plan.memories))
