@@ -159,8 +159,10 @@ def _next_tokens(
     executor = sequence.executor
     if isinstance(executor, SamplingExecutor):
         position = len(sequence.ids)
+        # A copy of the whole context a token costs as much as the token where the model is small.
+        seen = sequence.ids if options.repetition_penalty != 1 else ()
         chosen, ended = executor.generate(
-            pending, sequence.slot, position, sequence.ids, options, stop_ids, uniforms
+            pending, sequence.slot, position, seen, options, stop_ids, uniforms
         )
         # All but the last were read, and the last too when it led to a token that stops.
         sequence.ids += [pending, *chosen][: len(chosen) + ended]
