@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from agentforge.formats.bitnet_checkpoint import open_bitnet
+from agentforge.runtime.bench_memory import resident
 from agentforge.runtime.lower_bitnet import lower_bitnet
 from agentforge.runtime.native import NativeExecutor
 from agentforge.runtime.traffic import read_seconds, token_bytes
@@ -102,14 +103,6 @@ def write_directory(folder: Path, layers: int) -> None:
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-
-
-def resident(kind: str) -> int:
-    """Bytes of a line of /proc/self/status, such as ``VmHWM`` (the peak)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status tells no {kind}")
 
 
 def main() -> None:

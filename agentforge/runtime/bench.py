@@ -22,7 +22,6 @@ from agentforge.runtime.bench_variants import (
     TORCH_COMPILE,
     TORCH_FP32,
     VARIANTS,
-    decoder_at,
     native_executor,
     native_step,
     torch_model,
@@ -31,7 +30,6 @@ from agentforge.runtime.bench_variants import (
 from agentforge.runtime.energy import Energy
 from agentforge.runtime.generate import TokenSequence
 from agentforge.runtime.latency import Step, time_tokens
-from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
 from agentforge.runtime.states import CacheType
 from agentforge.runtime.traffic import read_seconds, token_bytes
@@ -48,8 +46,9 @@ class Variant:
 
     Attributes:
         name: ``torch_fp32``, ``torch_bf16`` (eager, keys and values cached), ``torch_compile``
-            (float32), ``kernels`` (ternary layers in torch's decoder), ``native_bf16`` (the native
-            executor over bfloat16 weights), ``native``.
+            (float32, what a block does behind its attention), ``kernels`` (ternary layers in
+            torch's decoder), ``native_bf16`` (the native executor over bfloat16 weights),
+            ``native``.
         threads: Threads it may use.
         context: Tokens in the caches before the first that was timed.
         us_per_token: Median microseconds of a token.
@@ -163,13 +162,12 @@ def bench_model(
     Raises:
         PreflightError: The native extension was not built.
     """
-    plan = lower_packed(packed)
     executor = native_executor(packed, NATIVE, cache)
+    plan = executor.plan
     executors = {NATIVE: executor}
     if NATIVE_BF16 in names:
         executors[NATIVE_BF16] = native_executor(packed, NATIVE_BF16, cache)
-    modules = _modules(packed, names)
-    missing: dict[str, str] = {}
+    modules, missing = _modules(packed, names)
     limit = packed.shapes.context
     lengths = sorted({c for c in contexts if c + TIMED <= limit} or {0})
     before = torch.get_num_threads()
@@ -180,7 +178,7 @@ def bench_model(
         for count in threads:
             torch.set_num_threads(count)
             for context in lengths:
-                found = _decode(packed, executors, modules, count, context, rounds, missing)
+                found = _decode(packed, executors, modules, count, context, rounds)
                 variants += found
                 size = token_bytes(plan, executor.caches, context + TIMED // 2)
                 least = 1e6 * read_seconds(size, count)
@@ -189,7 +187,7 @@ def bench_model(
                 limits.append(Limit(count, context, size, least, share))
             prefills += _prefill(packed, executor, modules, count, min(PREFILL, limit), rounds)
         torch.set_num_threads(threads[0])
-        layers = time_layers(packed, plan, rounds)
+        layers = time_layers(executor, rounds)
         joules = _joules(packed, executors, modules)
     finally:
         torch.set_num_threads(before)
@@ -214,9 +212,26 @@ def bench_model(
     )
 
 
-def _modules(packed: PackedModel, names: Iterable[str]) -> dict[str, CognateLM]:
-    torch_names = (TORCH_FP32, TORCH_BF16, TORCH_COMPILE, KERNELS)
-    return {name: torch_model(packed, name) for name in torch_names if name in names}
+def _modules(
+    packed: PackedModel, names: Iterable[str]
+) -> tuple[dict[str, CognateLM], dict[str, str]]:
+    """The torch variants after their first tokens, and why some cannot be run."""
+    modules: dict[str, CognateLM] = {}
+    missing: dict[str, str] = {}
+    for name in (TORCH_FP32, TORCH_BF16, TORCH_COMPILE, KERNELS):
+        if name not in names:
+            continue
+        module = torch_model(packed, name)
+        try:
+            torch_step(module, packed, 2)
+        except Exception as error:
+            # Whatever the compiler of torch trips over: no C++ compiler, no room for its cache.
+            if name != TORCH_COMPILE:
+                raise
+            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        else:
+            modules[name] = module
+    return modules, missing
 
 
 def _peaks(packed: PackedModel, names: Sequence[str], cache: CacheType) -> dict[str, int]:
@@ -242,7 +257,6 @@ def _decode(
     threads: int,
     context: int,
     rounds: int,
-    missing: dict[str, str],
 ) -> list[Variant]:
     """Every token by all variants in turn."""
     starts: dict[str, Callable[[], Step]] = {
@@ -250,35 +264,9 @@ def _decode(
         for name, executor in executors.items()
     }
     for name, module in modules.items():
-        if name != TORCH_COMPILE:
-            starts[name] = partial(torch_step, module, packed, context)
-        elif name not in missing:
-            try:
-                step = _compiled(module, packed, context)
-            except Exception as error:  # noqa: BLE001 - whatever the compiler of torch trips over
-                missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            else:
-                starts[name] = step
+        starts[name] = partial(torch_step, module, packed, context)
     found = time_tokens(starts, TIMED, packed.vocab_size, rounds, context)
     return [Variant(n, threads, context, t.median, t.low, t.high) for n, t in found.items()]
-
-
-def _compiled(module: CognateLM, packed: PackedModel, context: int) -> Callable[[], Step]:
-    """Compiled already: the first tokens compile for minutes, and each new shape once more."""
-
-    def start() -> Step:
-        decoder = decoder_at(module, packed, context)
-        compiled = torch.compile(decoder.step, dynamic=True)
-
-        def step(token: int, _: int) -> None:
-            compiled(torch.tensor([token]))
-
-        return step
-
-    first = start()
-    for position in range(context, context + TIMED):
-        first(0, position)
-    return start
 
 
 def _prefill(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from agentforge_kernels import PackedTernary, unpack, zero_tile_share
 
-from agentforge.formats.packed import PackedModel
 from agentforge.runtime.generate import TokenSequence
 from agentforge.runtime.native import NativeExecutor
-from agentforge.runtime.plan import DecodePlan, loaded
+from agentforge.runtime.plan import loaded
 
 TOKENS = 16
 """Tokens a round; the executors take turns from round to round."""
@@ -47,27 +46,27 @@ class LayerTime:
         return self.dense_us / self.us if self.us else 1.0
 
 
-def time_layers(packed: PackedModel, plan: DecodePlan, rounds: int) -> list[LayerTime]:
+def time_layers(executor: NativeExecutor, rounds: int) -> list[LayerTime]:
     """Time every matrix with its form and with the dense one, in turns.
 
     Args:
-        packed: The model.
-        plan: Its plan.
+        executor: The model as it is run.
         rounds: Sequences of `TOKENS` tokens each.
     """
-    executors = {"used": NativeExecutor(plan), "dense": NativeExecutor(plan, sparse=False)}
+    plan = executor.plan
+    executors = {"used": executor, "dense": NativeExecutor(plan, sparse=False)}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in executors}
-    tokens = min(TOKENS, packed.shapes.context)
+    tokens = min(TOKENS, plan.context)
     for turn in range(rounds + 1):
-        for name, executor in executors.items():
-            sequence = TokenSequence(executor, packed.shapes.context)
-            executor.start_timing()
+        for name, timed in executors.items():
+            sequence = TokenSequence(timed, plan.context)
+            timed.start_timing()
             for position in range(tokens):
-                sequence.read([position % packed.vocab_size])
-            found = executor.stop_timing()
+                sequence.read([position % plan.vocab_size])
+            found = timed.stop_timing()
             if turn:
                 times[name].append(found)
-    forms = executors["used"].forms
+    forms = executor.forms
     layers = []
     for step in plan.linears():
         weight = loaded(step.weight)

@@ -56,15 +56,21 @@ def main() -> None:
             step = torch_step(torch_model(packed, name), packed, 0)
         for position in range(min(TOKENS, packed.shapes.context)):
             step(position, position)
-    sys.stdout.write(str(_peak()))
+    sys.stdout.write(str(resident("VmHWM")))
 
 
-def _peak() -> int:
-    """Bytes. Not getrusage: its peak begins at that of the process that started this one."""
+def resident(kind: str) -> int:
+    """Bytes of a line of /proc/self/status, such as ``VmRSS`` or ``VmHWM``, its peak.
+
+    Not getrusage: the peak that tells begins at that of the process that started this one.
+
+    Raises:
+        RuntimeError: There is no such line.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{kind}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/self/status tells no VmHWM")
+    raise RuntimeError(f"/proc/self/status tells no {kind}")
 
 
 if __name__ == "__main__":

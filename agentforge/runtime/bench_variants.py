@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from agentforge.formats.packed import PackedModel, packed_module
+from agentforge.model.block import Block
 from agentforge.model.decode import Decoder
 from agentforge.model.language_model import CognateLM
 from agentforge.runtime.bfloat16_plan import in_bfloat16
@@ -27,6 +28,12 @@ def torch_model(packed: PackedModel, name: str) -> CognateLM:
     if name == KERNELS:
         return packed_module(packed)
     model = packed_module(packed, floats=True)
+    if name == TORCH_COMPILE:
+        # Block by block what has one shape for ever. The whole step has lists that grow with the
+        # context: dynamo compiles it anew for every token, eight times, and then runs it eagerly.
+        for block in (*model.prelude, *model.core):
+            assert isinstance(block, Block)
+            block.finish = torch.compile(block.finish, dynamic=False)  # type: ignore[method-assign]
     return model.to(torch.bfloat16) if name == TORCH_BF16 else model
 
 

@@ -19,6 +19,9 @@ from agentforge.runtime.lower_bitnet import lower_bitnet
 from agentforge.runtime.plan import DecodePlan
 
 REMEDY = "copy tokenizer.json and tokenizer_config.json of the model into its directory"
+CONTEXT = 2048
+"""Positions a chat with a Hugging Face model has room for: its own thousands would reserve caches
+of gigabytes."""
 TurnIds = Callable[[str, str, bool], list[int]]
 """Prompt, system text (of the first turn), whether it is the first -> ids up to the answer."""
 
@@ -121,11 +124,6 @@ def _huggingface(folder: Path) -> ChatModel:
         generation=Generation(temperature=0.7, max_new_tokens=256, thinking=False),
         forbidden=(),
     )
-
-
-CONTEXT = 2048
-"""Positions a chat with a Hugging Face model has room for: its own thousands would reserve caches
-of gigabytes."""
 
 
 def _ends(folder: Path, eos: int) -> tuple[int, ...]:

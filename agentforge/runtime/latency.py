@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from agentforge.model.behaviour import Behaviour
-from agentforge.model.decode import Decoder
 from agentforge.model.language_model import CognateLM
 from agentforge.model.linear import Projection
 from agentforge.model.packed_linear import DequantisedProjection
@@ -77,21 +74,6 @@ def time_tokens(
         median, low, high = (float(v) for v in np.percentile(times, [50, 10, 90]))
         result[name] = TokenTime(median, low, high, len(times))
     return result
-
-
-def torch_decoder(model: CognateLM, behaviour: Behaviour) -> Callable[[], Step]:
-    """The model in torch, eager, with its caches."""
-    alone = one_by_one(model)
-
-    def start() -> Step:
-        decoder = Decoder(alone, behaviour, 1)
-
-        def step(token: int, _: int) -> None:
-            decoder.step(torch.tensor([token]))
-
-        return step
-
-    return start
 
 
 def one_by_one(model: CognateLM) -> CognateLM:

@@ -8,9 +8,8 @@ from agentforge_kernels.native import extension
 
 from agentforge.model.language_model import CognateLM
 from agentforge.phases.bitnet.outputs import Packed
-from agentforge.runtime.latency import Step, TokenTime, time_tokens, torch_decoder
-from agentforge.runtime.lower import lower_packed
-from agentforge.runtime.native import NativeExecutor
+from agentforge.runtime.bench_variants import NATIVE, native_executor, native_step, torch_step
+from agentforge.runtime.latency import TokenTime, one_by_one, time_tokens
 
 TOKENS, ROUNDS = 32, 3
 BEFORE, AFTER = "FP32, torch eager with caches", "packed, native executor"
@@ -41,20 +40,15 @@ def measure_speed(teacher: CognateLM, packed: Packed) -> Speed | None:
     if extension is None:
         return None
     directory = packed.directory
-    executor = NativeExecutor(lower_packed(directory))
-
-    def native() -> Step:
-        executor.reset(0)
-        return lambda token, position: _read(executor, token, position)
-
+    executor = native_executor(directory, NATIVE, "float32")
+    alone = one_by_one(teacher)
     found = time_tokens(
-        {BEFORE: torch_decoder(teacher, directory.behaviour), AFTER: native},
+        {
+            BEFORE: lambda: torch_step(alone, directory, 0),
+            AFTER: lambda: native_step(directory, executor, 0),
+        },
         min(TOKENS, directory.shapes.context),
         directory.vocab_size,
         ROUNDS,
     )
     return Speed(found[BEFORE], found[AFTER], dict(executor.forms))
-
-
-def _read(executor: NativeExecutor, token: int, position: int) -> None:
-    executor.run([token], [0], [position], [0])
