@@ -57,6 +57,24 @@ def can_run(level: int) -> bool:
     return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
 
 
+# What Linux says in /proc/cpuinfo of a processor (and a hypervisor) that offers a level.
+CPU_FLAGS = {
+    AVX2: {"avx2", "fma", "f16c"},
+    AVX512_VNNI: {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+    AMX_INT8: {"amx_tile", "amx_int8", "avx512_vnni"},
+}
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux names its flags")
+def test_every_level_the_system_names_is_one_we_run() -> None:
+    """Levels that cannot run are skipped and excused: so it may not be us who cannot see them."""
+    line = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags"))
+    offered = set(line.split())
+    assert can_run(PORTABLE)
+    for level, flags in CPU_FLAGS.items():
+        assert can_run(level) == (flags <= offered), NAMES[level]
+
+
 @contextmanager
 def forced(level: int) -> Iterator[None]:
     if not can_run(level):
