@@ -13,9 +13,10 @@ from agentforge_kernels.native import extension
 from agentforge.formats.packed import PackedModel, read_packed
 from agentforge.runtime.lower import lower_packed
 from agentforge.runtime.native import NativeExecutor
-from agentforge.runtime.plan import DecodePlan, Span
+from agentforge.runtime.plan import DecodePlan, Linear, Span
 from agentforge.runtime.reference import ReferenceExecutor
 from agentforge.runtime.states import CacheType
+from agentforge.runtime.traffic import token_bytes
 from tests.unit.test_packed_directory import save, ternary_model
 
 pytestmark = pytest.mark.skipif(extension is None, reason="the extension was not built")
@@ -178,3 +179,30 @@ def test_scratch_holds_a_head_wider_than_any_memory(packed: PackedModel) -> None
     executor = NativeExecutor(replace(plan, caches=wide, memories=plan.memories))
     assert executor._scratch.numel() >= 200
     assert all(executor._scratch.numel() >= 4 * m.width for m in plan.memories)
+
+
+def test_bytes_of_a_token_count_every_time_a_matrix_is_read(packed: PackedModel) -> None:
+    """Against a sum written out for this model: what the share of the limit is measured with."""
+    plan = lower_packed(packed)
+    recursion = plan.recursion
+    assert recursion is not None
+    times: dict[str, int] = dict.fromkeys((s.name for s in plan.linears()), 1)
+    for block in recursion.blocks:
+        times.update((s.name, recursion.passes) for s in block if isinstance(s, Linear))
+    times.update((s.name, recursion.steps) for s in recursion.update if isinstance(s, Linear))
+    times.update((s.name, recursion.steps - 1) for s in recursion.halt if isinstance(s, Linear))
+    matrices = 0
+    for step in plan.linears():
+        rows, columns = step.out.width, step.src.width
+        bits = 2 if isinstance(step.weight, PackedTernary) else 8
+        bits = 32 if isinstance(step.weight, torch.Tensor) else bits
+        scales = 0 if bits == 32 else 4 * rows
+        matrices += times[step.name] * (rows * columns * bits // 8 + scales)
+    memories = sum(5 * 4 * m.width**2 for m in plan.memories)
+    embedding = 4 * packed.shapes.embedding_rank
+    for kind, size in (("float32", 4), ("bfloat16", 2), ("int8", 1)):
+        caches = NativeExecutor(plan, cache=kind).caches
+        seen = 3
+        scales = 8 * sum(c.heads for c in plan.caches) if kind == "int8" else 0
+        kept = seen * (2 * size * sum(c.width for c in plan.caches) + scales)
+        assert token_bytes(plan, caches, seen - 1) == matrices + memories + embedding + kept, kind
