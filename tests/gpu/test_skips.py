@@ -1,4 +1,4 @@
-"""In continuous integration a skipped test fails the run, unless all it lacks is a GPU."""
+"""In continuous integration a skipped test fails the run, unless it lacks a GPU or instructions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.device import NO_DEVICE
+from tests.kernels.native_level import NO_LEVEL
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("reason", "exit_code"), [(NO_DEVICE, 0), ("no records", 1), (f"{NO_DEVICE} today", 1)]
+    ("reason", "exit_code"),
+    [
+        (NO_DEVICE, 0),
+        ("no records", 1),
+        (f"{NO_DEVICE} today", 1),
+        (f"{NO_LEVEL} amxint8", 0),
+        (f"{NO_LEVEL} portable", 1),
+        (f"{NO_LEVEL} amxint8 today", 1),
+    ],
 )
-def test_only_a_missing_gpu_excuses_a_skip(tmp_path: Path, reason: str, exit_code: int) -> None:
+def test_only_missing_hardware_excuses_a_skip(tmp_path: Path, reason: str, exit_code: int) -> None:
     test = tmp_path / "test_skipped.py"
     test.write_text(
         f"import pytest\n@pytest.mark.skipif(True, reason={reason!r})\n"
